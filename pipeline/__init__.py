@@ -1,0 +1,1 @@
+"""Bakeoff: reproducible transfer-learning comparisons for image classification."""

@@ -1,0 +1,330 @@
+"""The on-disk contracts between stages: where things lie, what is in them, and how they are written.
+
+Everything is written whole or not at all: into a temporary neighbour, then renamed. Every read checks shapes and
+dtypes and raises `ArtifactError` naming the file.
+
+Labels of the test part are not handed out by `read_part`; only ``compare`` calls `read_test_labels`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+PARTS = ("train", "validation", "test")
+CATALOG = Path("data/catalog.csv")
+SPLIT = Path("data/split")
+MANIFEST = SPLIT / "manifest.csv"
+BACKBONES = Path("data/backbones")
+FEATURES = Path("data/features")
+RESULTS = Path("results")
+RUNS = RESULTS / "runs"
+LEADERBOARD = RESULTS / "leaderboard.json"
+
+MANIFEST_COLUMNS = ("path", "label", "split", "group", "stratum", "sha256")
+
+
+class ArtifactError(ValueError):
+    """A file between two stages is missing or breaks its contract."""
+
+
+# --- writing whole files -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of ``path`` to write to; rename it over ``path`` if the body did not raise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp creates files for the owner only; outputs are as readable as any file the user writes.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of ``path`` to fill; it replaces ``path`` only if the body did not raise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with Unix line ends, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write sorted, indented JSON. Raises ValueError for NaN and infinities, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of exactly ``columns`` as CSV with Unix line ends."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as text. Raises ArtifactError unless its header is exactly ``columns``."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != tuple(columns):
+                raise ArtifactError(f"{path} must have the columns {list(columns)}, received {reader.fieldnames}")
+            return list(reader)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
+
+
+# --- the split -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the split, in manifest order.
+
+    ``paths`` are relative to `SPLIT`. ``labels`` are int64 (n,) indices into ``classes`` (sorted by name), or None for
+    the test part.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    sha256: tuple[str, ...]
+    strata: tuple[str, ...]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def files(self) -> list[Path]:
+        return [SPLIT / path for path in self.paths]
+
+
+def read_part(name: Literal["train", "validation", "test"], manifest: Path = MANIFEST) -> Part:
+    """Return one part of the manifest; the test part comes without labels."""
+    part, labels = _read_part(name, manifest)
+    if name == "test":
+        return part
+    return Part(part.name, part.classes, part.paths, part.sha256, part.strata, labels)
+
+
+def read_test_labels(manifest: Path = MANIFEST) -> np.ndarray:
+    """Return the labels of the test part, int64 (n,), in manifest order. For ``compare`` alone."""
+    return _read_part("test", manifest)[1]
+
+
+def _read_part(name: str, manifest: Path) -> tuple[Part, np.ndarray]:
+    if name not in PARTS:
+        raise ValueError(f"Unknown part {name!r}. Choose from: {', '.join(PARTS)}")
+    rows = read_csv(manifest, MANIFEST_COLUMNS)
+    classes = tuple(sorted({row["label"] for row in rows}))
+    chosen = [row for row in rows if row["split"] == name]
+    if not chosen:
+        raise ArtifactError(f"{manifest} has no row of the part {name!r}")
+    index = {label: position for position, label in enumerate(classes)}
+    part = Part(
+        name=name,
+        classes=classes,
+        paths=tuple(row["path"] for row in chosen),
+        sha256=tuple(row["sha256"] for row in chosen),
+        strata=tuple(row["stratum"] for row in chosen),
+        labels=None,
+    )
+    return part, np.array([index[row["label"]] for row in chosen], dtype=np.int64)
+
+
+# --- features ------------------------------------------------------------------------------------------------------
+
+
+def open_features(directory: Path, name: str, *, shape: tuple[int, int]) -> np.memmap:
+    """Create ``<directory>/<name>.npy``, float32 of ``shape``, as a memory map to fill row by row."""
+    return np.lib.format.open_memmap(directory / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+
+
+def read_features(directory: Path, part: Part) -> np.ndarray:
+    """Return the features of one part, float32 (n_images, width), in manifest order, memory-mapped.
+
+    Raises ArtifactError if the file is missing, has another shape or dtype, or holds a value that is not finite.
+    """
+    path = directory / f"{part.name}.npy"
+    try:
+        features = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a whole .npy file: {error}") from None
+    if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(part):
+        raise ArtifactError(
+            f"{path} must be float32 ({len(part)}, width), received {features.dtype} {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise ArtifactError(f"{path} holds values that are not finite, first in row {row}: {part.paths[row]}")
+    return features
+
+
+# --- predictions and records ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities of one run, rows in manifest order, columns in the order of the sorted class names.
+
+    ``validation``: float32 (candidates, n_validation, classes), every candidate.
+    ``test``: float32 (n_test, classes), the selected candidate only.
+    """
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    _check_predictions(path, predictions)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, validation=predictions.validation, test=predictions.test)
+
+
+def read_predictions(path: Path) -> Predictions:
+    try:
+        with np.load(path) as arrays:
+            predictions = Predictions(arrays["validation"], arrays["test"])
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
+    except (KeyError, ValueError, OSError) as error:
+        raise ArtifactError(f"{path} is not a whole predictions file: {error}") from None
+    _check_predictions(path, predictions)
+    return predictions
+
+
+def _check_predictions(path: Path, predictions: Predictions) -> None:
+    for name, array, ndim in (("validation", predictions.validation, 3), ("test", predictions.test, 2)):
+        if array.dtype != np.float32 or array.ndim != ndim:
+            raise ArtifactError(f"{path}: {name} must be float32 with {ndim} axes, received {array.dtype} {array.shape}")
+        if not np.isfinite(array).all() or (array < 0).any() or (np.abs(array.sum(axis=-1) - 1) > 1e-4).any():
+            raise ArtifactError(f"{path}: {name} must hold probabilities that sum to 1 along the last axis")
+    if predictions.validation.shape[-1] != predictions.test.shape[-1]:
+        raise ArtifactError(f"{path}: validation and test have different numbers of classes")
+
+
+class Candidate(pydantic.BaseModel):
+    """One point of a search: its parameters and how fitting it went. ``history`` maps a name to one value a step."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    parameters: dict[str, Any]
+    converged: bool = True
+    notes: dict[str, float | int | str] = {}
+    history: dict[str, list[float]] = {}
+
+
+class Cost(pydantic.BaseModel):
+    """What the selected model costs to keep and to run; deterministic counts, no times.
+
+    ``multiply_adds``: of one image through the network and the classifier; convolutions, dense layers, kernel
+    evaluations; a tree's comparisons count as none.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    trainable_parameters: int
+    total_parameters: int
+    model_bytes: int
+    multiply_adds: int
+
+
+class Record(pydantic.BaseModel):
+    """What a run was and did, without clocks, hosts, paths or metrics: metrics are computed from predictions."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    stage: Literal["sweep", "head", "fine_tune", "scratch"]
+    network: str
+    method: str
+    classes: list[str]
+    parameters: dict[str, Any]
+    inputs: dict[str, str]
+    candidates: list[Candidate]
+    selected: int
+    cost: Cost
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.method}"
+
+
+def write_record(path: Path, record: Record) -> None:
+    write_json(path, record.model_dump())
+
+
+def read_record(path: Path) -> Record:
+    try:
+        return Record.model_validate(read_json(path))
+    except pydantic.ValidationError as error:
+        raise ArtifactError(f"{path} is not a run's record: {error}") from None
+
+
+# --- digests -------------------------------------------------------------------------------------------------------
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_path(path: Path) -> str:
+    """Return one SHA-256 for a file, or for a directory's relative paths and bytes whatever the listing order."""
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is missing: run `dvc repro`")
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

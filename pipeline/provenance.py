@@ -1,0 +1,110 @@
+"""What a result was made from: the code a stage imports, the files it reads, the environment it runs in.
+
+DVC does not follow Python imports, so dvc.yaml lists each stage's import closure and a test compares it with
+`import_closure`. The same closure is the code part of a run's identity in MLflow.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def import_closure(module: str, *, root: Path = ROOT) -> list[str]:
+    """Return the files of ``pipeline`` that importing ``module`` can execute, as sorted paths relative to ``root``.
+
+    Follows every static import, at any depth of the file, and the packages' ``__init__`` files.
+    """
+    waiting, found = [module], set()
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name, root)
+        if path is None or path in found:
+            continue
+        found.add(path)
+        parents = name.split(".")[:-1]
+        waiting += [".".join(parents[: depth + 1]) for depth in range(len(parents))]
+        waiting += _imports(path, name)
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def code_digest(modules: Iterable[str], *, root: Path = ROOT) -> str:
+    """Return one SHA-256 for the sources of the import closures of ``modules``."""
+    files = sorted({file for module in modules for file in import_closure(module, root=root)})
+    return digest({file: artifacts.sha256_file(root / file) for file in files})
+
+
+def environment() -> dict[str, str]:
+    """Return what may change last digits: interpreter, machine type, and the versions of the packages that compute."""
+    packages = ("numpy", "scipy", "scikit-learn", "lightgbm", "catboost", "tensorflow", "tensorflow-cpu", "keras",
+                "openvino", "pillow")  # fmt: skip
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        **versions,
+    }
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def input_key(
+    *, stage: str, item: Mapping[str, str], params: Mapping[str, Any], inputs: Iterable[str], modules: Iterable[str]
+) -> str:
+    """Return the identity of what a stage is about to compute: stage, item, parameters, input files, code."""
+    files = {path: artifacts.sha256_path(Path(path)) for path in inputs}
+    return digest([stage, dict(item), dict(params), files, code_digest(modules)])
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("model name", "cpu family", "model\t", "stepping")
+        found = {line.split(":", 1)[1].strip(): None for line in lines if line.startswith(wanted)}
+        return " ".join(found)
+    return platform.processor() or platform.machine()
+
+
+def _file_of(module: str, root: Path) -> Path | None:
+    if module.split(".")[0] != "pipeline":
+        return None
+    base = root.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(path: Path, module: str) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}:{node.lineno}: relative imports are not followed; write `from pipeline...`")
+            names.append(node.module or "")
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names

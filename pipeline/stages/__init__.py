@@ -1,0 +1,11 @@
+"""The verbs of dvc.yaml, one module a stage: read, call one function, write.
+
+Every stage module states its contract in four names, and tests compare them with dvc.yaml:
+
+- ``READS``: the keys of params.yaml it may read (``{classifier}`` and the like stand for the matrix item);
+- ``INPUTS``: the files and directories it reads;
+- ``OUTPUTS``: the files and directories it writes;
+- ``main(params, *, log, **item)``: does the work.
+
+Stages never import stages.
+"""
