@@ -23,6 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from pipeline.errors import BakeoffError
+
 PARTS = ("train", "validation", "test")
 CATALOG = Path("data/catalog.csv")
 SPLIT = Path("data/split")
@@ -36,7 +38,7 @@ LEADERBOARD = RESULTS / "leaderboard.json"
 MANIFEST_COLUMNS = ("path", "label", "split", "group", "stratum", "sha256")
 
 
-class ArtifactError(ValueError):
+class ArtifactError(BakeoffError):
     """A file between two stages is missing or breaks its contract."""
 
 
@@ -61,8 +63,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of ``path`` to fill; it replaces ``path`` only if the body did not raise."""
+    """Yield a temporary neighbour of ``path`` to fill; it replaces ``path`` only if the body did not raise.
+
+    A neighbour that a killed process left behind is removed first: two processes never write the same output.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary

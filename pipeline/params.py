@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from pipeline.errors import BakeoffError
+
 PARAMS_FILE = Path("params.yaml")
 
 
-class ParamsError(ValueError):
+class ParamsError(BakeoffError):
     """params.yaml says something that cannot be done; the message names the key, the value and what is allowed."""
 
 

@@ -10,12 +10,14 @@ import ast
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.params import lookup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +38,16 @@ def import_closure(module: str, *, root: Path = ROOT) -> list[str]:
         waiting += [".".join(parents[: depth + 1]) for depth in range(len(parents))]
         waiting += _imports(path, name)
     return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def resolve(templates: Iterable[str], *, item: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
+    """Fill a stage's READS, INPUTS or OUTPUTS: {backbone} from the matrix item, {dataset.path} from params.yaml."""
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        return item[name] if name in item else str(lookup(values, name))
+
+    return [re.sub(r"\{([\w.]+)\}", fill, template) for template in templates]
 
 
 def code_digest(modules: Iterable[str], *, root: Path = ROOT) -> str:

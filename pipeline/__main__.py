@@ -1,0 +1,103 @@
+"""``python -m pipeline VERB``: the stages of dvc.yaml and the commands for people.
+
+Before a stage or command starts, all of params.yaml is checked. What the user can mend is printed as one message;
+anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+
+from pipeline import params, provenance
+from pipeline.errors import BakeoffError
+from pipeline.progress import Log, NoLog
+
+# Stage -> what its matrix item is called on the command line.
+STAGES: dict[str, tuple[str, ...]] = {
+    "dataset": (),
+    "split": (),
+    "backbone": ("backbone",),
+    "features": ("backbone",),
+    "as_is": ("backbone",),
+    "sweep": ("backbone", "classifier"),
+    "head": ("backbone",),
+    "fine_tune": ("backbone",),
+    "scratch": ("network",),
+    "compare": (),
+    "track": (),
+}
+
+COMMANDS: dict[str, str] = {
+    "predict": "classify image files with the champion or any run",
+    "leaderboard": "print the comparison",
+    "split-seeds": "repeat sweeps over several split seeds on cached features",
+    "sync": "add what is missing to the MLflow store",
+    "ui": "fill MLflow and open its page",
+    "demo": "the same pipeline on 200 images and three methods",
+    "prune": "remove results and caches that params.yaml no longer declares",
+    "lock": "compare dvc.lock with the committed one",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser, command = _parser(arguments[0] if arguments else None)
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb in STAGES:
+            run_stage(options.verb, {name: getattr(options, name) for name in STAGES[options.verb]})
+            return 0
+        return command.main(options)
+    except BakeoffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader, `head` for example, has seen enough; the interpreter must not complain while it closes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def run_stage(stage: str, item: dict[str, str]) -> None:
+    """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run."""
+    from pipeline import schema
+
+    values = params.load()
+    schema.check(values)
+    module = importlib.import_module(f"pipeline.stages.{stage}")
+    declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
+    with _log(stage, item, values) as log:
+        module.main(declared, log=log, **item)
+
+
+def _log(stage: str, item: dict[str, str], values: dict) -> AbstractContextManager[Log]:
+    return nullcontext(NoLog())
+
+
+def _parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:
+    """Return the parser, and the module of ``verb`` if it is a command: only that one is imported."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Bakeoff: stages and commands")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    module = None
+    for name, text in COMMANDS.items():
+        command = verbs.add_parser(name, help=text, description=text.capitalize())
+        if name == verb:
+            module = importlib.import_module(f"pipeline.commands.{name.replace('-', '_')}")
+            module.add_arguments(command)
+    for name, items in STAGES.items():
+        stage = verbs.add_parser(name, help="stage of dvc.yaml; `dvc repro` runs it when needed")
+        for item in items:
+            stage.add_argument(f"--{item}", required=True)
+    return parser, module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

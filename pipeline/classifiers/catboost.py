@@ -1,0 +1,112 @@
+"""Gradient-boosted trees: CatBoost, stopped early by the log loss on validation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pydantic
+
+from pipeline.classifiers import family, search
+
+if TYPE_CHECKING:
+    import catboost
+
+MODEL_FILE = "model.cbm"
+
+
+class Grid(search.Grid):
+    """Named as in CatBoost, but ``feature_fraction`` (its ``rsm``) as in LightGBM."""
+
+    depth: search.Values[Annotated[int, pydantic.Field(ge=1, le=16)]]
+    learning_rate: search.Values[search.Fraction]
+    feature_fraction: search.Values[search.Fraction]
+    l2_leaf_reg: search.Values[search.NotNegative]
+
+
+class Params(search.Search):
+    """``trees``: the most there can be, each for all classes. ``patience``: trees without improvement."""
+
+    trees: Annotated[int, pydantic.Field(ge=1)]
+    patience: Annotated[int, pydantic.Field(ge=1)]
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Model:
+    preparation: family.Preparation
+    booster: catboost.CatBoostClassifier
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        return self.preparation.probabilities(self.booster.predict_proba(self.preparation.features(features)))
+
+    def cost(self) -> tuple[int, int]:
+        # CatBoost's trees are symmetric: one split a level. A leaf holds a value for each of more than two classes.
+        splits = np.log2(self.booster.get_tree_leaf_counts()).sum()
+        return len(self.booster.get_leaf_values()) + int(splits), 0
+
+    def save(self, directory: Path) -> None:
+        self.preparation.save(directory)
+        self.booster.save_model(str(directory / MODEL_FILE))
+
+
+def fit(
+    parameters: dict[str, Any],
+    train: family.Examples,
+    validation: family.Examples,
+    *,
+    n_classes: int,
+    params: Params,
+    seed: int,
+    threads: int,
+) -> family.Fit:
+    """Train one candidate. Not converged: the validation loss still improved when the last tree was built."""
+    import catboost
+
+    preparation = family.Preparation.learn(train, n_classes=n_classes, scale=parameters["scale"])
+    features, labels = preparation.examples(train)
+    weights = family.sample_weights(labels, parameters["class_weight"])
+    k = len(preparation.seen)
+    loss = "Logloss" if k == 2 else "MultiClass"
+    booster = catboost.CatBoostClassifier(
+        loss_function=loss,
+        iterations=params.trees,
+        depth=parameters["depth"],
+        learning_rate=parameters["learning_rate"],
+        rsm=parameters["feature_fraction"],
+        l2_leaf_reg=parameters["l2_leaf_reg"],
+        random_seed=seed,
+        thread_count=threads,
+        use_best_model=True,
+        od_type="Iter",
+        od_wait=params.patience,
+        # CatBoost writes catboost_info/ into the working directory, which would dirty the repository.
+        allow_writing_files=False,
+        logging_level="Silent",
+    )
+    booster.fit(
+        catboost.Pool(features, labels, weight=weights),
+        eval_set=catboost.Pool(*preparation.examples(validation)),
+    )
+    history = [float(value) for value in booster.get_evals_result()["validation"][loss]]
+    best = booster.best_iteration_ + 1
+    # CatBoost stores a random identifier and the time. The number of threads is a property of the machine.
+    metadata = booster.get_metadata()
+    metadata["model_guid"] = metadata["train_finish_time"] = ""
+    metadata["params"] = re.sub(r'"thread_count":-?\d+', '"thread_count":-1', metadata["params"])
+    return family.Fit(
+        Model(preparation, booster),
+        converged=len(history) - best >= params.patience,
+        notes={"best_iteration": best},
+        history={"validation_log_loss": history},
+    )
+
+
+def load(directory: Path) -> Model:
+    import catboost
+
+    booster = catboost.CatBoostClassifier().load_model(str(directory / MODEL_FILE))
+    return Model(family.Preparation.load(directory), booster)

@@ -1,0 +1,136 @@
+"""Classify image files with the champion, or with any run by name."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artifacts
+from pipeline.errors import BakeoffError
+from pipeline.progress import progress
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Enough images to keep the reader ahead of the engine, few enough to show progress every few seconds.
+CHUNK = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched deeply) or patterns")
+    parser.add_argument("--run", help="directory name under results/runs; without it, the champion of the comparison")
+    parser.add_argument("--top", type=int, default=3, help="classes to show for an image (default: %(default)s)")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--output", type=Path, help="write to this file instead of the screen")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise BakeoffError(f"--top must be at least 1, received {arguments.top}")
+    files = find_images(arguments.paths)
+    run = arguments.run or champion()
+    directory = artifacts.RUNS / run
+    if not (directory / "record.json").is_file():
+        raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {', '.join(_runs()) or 'none yet'}")
+    from pipeline import images, predictor
+
+    model = predictor.load(directory)
+    rows, failed = [], []
+    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+    for chunk in progress(chunks, total=len(chunks), label=f"{run}: {len(files)} images", unit="chunks"):
+        readable, probabilities = _classify(model, chunk, failed, images.ImageError)
+        rows += [_row(*pair, model.classes, arguments.top) for pair in zip(readable, probabilities, strict=True)]
+    text = FORMATS[arguments.format](rows)
+    if arguments.output:
+        artifacts.write_text(arguments.output, text)
+        print(f"{len(rows)} predictions of {run} written to {arguments.output}", file=sys.stderr)
+    else:
+        sys.stdout.write(text)
+    for message in failed:
+        print(f"not classified: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def champion() -> str:
+    """Return the run's name that the comparison chose on validation."""
+    for entry in artifacts.read_json(artifacts.LEADERBOARD):
+        if entry["champion"]:
+            return entry["run"]
+    raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} names no champion: run `dvc repro`")
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Return files from files, folders and patterns, each once, in the order given. Raises BakeoffError for nothing."""
+    found: dict[Path, None] = {}
+    for text in paths:
+        path = Path(text)
+        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        files = [file for match in matches for file in (_in_folder(match) if match.is_dir() else [match])]
+        if not files:
+            raise BakeoffError(f"{text}: no image found; give files, folders or patterns of {', '.join(ENDINGS)}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+
+
+def _classify(model, chunk: list[Path], failed: list[str], image_error: type[Exception]):
+    """Return the files that could be read and their probabilities; a broken file costs only itself."""
+    try:
+        return chunk, model.probabilities(chunk)
+    except image_error:
+        readable, rows = [], []
+        for file in chunk:
+            try:
+                rows.append(model.probabilities([file])[0])
+                readable.append(file)
+            except image_error as error:
+                failed.append(str(error))
+        return readable, rows
+
+
+def _row(file: Path, probabilities: np.ndarray, classes: Sequence[str], top: int) -> dict:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return {
+        "path": str(file),
+        "label": classes[order[0]],
+        "top": [{"label": classes[index], "probability": float(probabilities[index])} for index in order],
+    }
+
+
+def _as_table(rows: Sequence[dict]) -> str:
+    width = max((len(row["path"]) for row in rows), default=0)
+    lines = [
+        f"{row['path']:<{width}}  " + "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
+        for row in rows
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _as_csv(rows: Sequence[dict]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "probability"])
+    for row in rows:
+        for rank, entry in enumerate(row["top"], start=1):
+            writer.writerow([row["path"], rank, entry["label"], f"{entry['probability']:.9g}"])
+    return file.getvalue()
+
+
+def _as_json(rows: Sequence[dict]) -> str:
+    return json.dumps(list(rows), indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS = {"table": _as_table, "csv": _as_csv, "json": _as_json}
+
+
+def _runs() -> list[str]:
+    return sorted(path.parent.name for path in artifacts.RUNS.glob("*/record.json"))

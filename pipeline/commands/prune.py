@@ -1,0 +1,61 @@
+"""Remove results of runs and networks that params.yaml no longer declares.
+
+DVC leaves the outputs of a matrix item on disk when the item is removed, and whatever depends on their directory then
+sees a change. Only what a stage can make again is removed, and DVC's cache keeps its copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts, params
+from pipeline.progress import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="name what would be removed, and remove nothing")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    verb = "would remove" if arguments.dry_run else "removing"
+    for path in strays(params.load()):
+        say(f"{verb} {path}: params.yaml does not declare it")
+        if not arguments.dry_run:
+            remove(path)
+    return 0
+
+
+def declared(values: Mapping[str, Any]) -> dict[Path, set[str]]:
+    """Return, for every directory with one entry an item, the names that ``values`` of params.yaml declare."""
+    backbones = set(params.lookup(values, "backbones"))
+    return {
+        artifacts.RUNS: {run.name for run in params.declared_runs(values)},
+        artifacts.BACKBONES: backbones,
+        artifacts.FEATURES: backbones,
+        artifacts.RESULTS / "as_is": backbones,
+    }
+
+
+def strays(values: Mapping[str, Any], root: Path = Path()) -> list[Path]:
+    """Return what lies in the items' directories under ``root`` and belongs to no declared item, sorted.
+
+    A directory that is itself a link is somebody else's place and is left alone.
+    """
+    found = []
+    for directory, names in declared(values).items():
+        place = root / directory
+        if place.is_dir() and not place.is_symlink():
+            found += [path for path in place.iterdir() if path.name not in names]
+    return sorted(found)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory. What a link points to stays."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

@@ -1,0 +1,322 @@
+"""Plots of the comparison, as PNG files with the same bytes every time.
+
+Every function draws what it is given and computes no metric. Methods come in leaderboard order; a method keeps its
+color and line style in every figure through ``place``, its position there, and the champion (place 0) is drawn boldest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline import artifacts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito 2008, distinguishable with any common color blindness; their yellow is too pale for a line on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+LINE_STYLES = ("-", "--", ":", "-.")
+GREY = "#8A8A8A"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "savefig.dpi": 130,
+    # Legends stand beside the axes; names of any length must fit.
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.12,
+}
+# Beyond these counts, text no longer fits.
+CLASSES_WITH_COUNTS = 15
+CLASSES_WITH_NAMES = 50
+PANELS_A_ROW = 4
+
+
+class Line(NamedTuple):
+    """One method's curve: x and y float (points,), ``note`` is shown behind its name."""
+
+    name: str
+    place: int
+    x: np.ndarray
+    y: np.ndarray
+    note: str = ""
+
+
+class Training(NamedTuple):
+    """How a method was fitted: one value a step under each key of ``history``; ``best_step`` counts from 0."""
+
+    name: str
+    place: int
+    history: Mapping[str, Sequence[float]]
+    best_step: int | None
+
+
+class Calibration(NamedTuple):
+    """One method's confidence bins: images in each, mean confidence and accuracy (NaN if empty), (bins,) each."""
+
+    name: str
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    note: str = ""
+
+
+class Bar(NamedTuple):
+    """One method's metric on validation, and on test with its interval; NaN where undefined."""
+
+    name: str
+    validation: float
+    test: float
+    low: float
+    high: float
+
+
+def curves(history: Mapping[str, Sequence[float]], *, best_epoch: int, title: str, path: Path) -> None:
+    """Draw one Keras run: accuracy and loss by epoch, train and validation, and where the learning rate changed.
+
+    ``history`` holds loss, accuracy, val_loss, val_accuracy and learning_rate, one value an epoch. ``best_epoch``,
+    counted from 0, is the one whose weights were kept.
+    """
+    with _figure(path, width=9.5, height=3.9) as figure:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        left, right = figure.subplots(1, 2)
+        for axes, metric in ((left, "accuracy"), (right, "loss")):
+            epochs = np.arange(1, len(history[metric]) + 1)
+            values = history[f"val_{metric}"]
+            axes.plot(epochs, history[metric], color=COLORS[1], linestyle="--", marker="o", markersize=3, label="train")
+            axes.plot(epochs, values, color=COLORS[0], marker="o", markersize=3, linewidth=2, label="validation")
+            axes.plot(
+                best_epoch + 1, values[best_epoch], marker="*", markersize=14, color=COLORS[0], markeredgecolor="white",
+                linestyle="none", label=f"kept: epoch {best_epoch + 1}, {values[best_epoch]:.3f}", zorder=4,
+            )  # fmt: skip
+            axes.set_title(metric, pad=14)
+            _epoch_axis(axes, len(epochs))
+            _mark_learning_rates(axes, history["learning_rate"])
+            axes.legend(loc="best")
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, title: str, path: Path) -> None:
+    """Draw counts int (classes, classes), rows labels, columns predictions, shaded by the share of the row."""
+    support = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    side = min(12.0, 3.6 + 0.55 * len(classes))
+    with _figure(path, width=side + 0.9, height=side) as figure:
+        axes = figure.subplots()
+        axes.grid(False)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="predicted", ylabel="label")
+        axes.set_title(title, fontsize=10)
+        if len(classes) <= CLASSES_WITH_NAMES:
+            ticks = range(len(classes))
+            axes.set_xticks(ticks, classes, rotation=0 if len(classes) <= 3 else 90)
+            axes.set_yticks(ticks, classes)
+        if len(classes) <= CLASSES_WITH_COUNTS:
+            for (row, column), count in np.ndenumerate(counts):
+                share = shares[row, column]
+                text = f"{count:,}\n{share:.0%}" if len(classes) <= 8 else f"{count:,}"
+                axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "#222222")
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the label's images")
+        bar.outline.set_visible(False)
+
+
+def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
+    """Draw ROC curves: x the false positive rate, y the true positive rate."""
+    with _figure(path, width=8.6, height=5.2) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="0.500  chance")
+        _draw(axes, lines)
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, **_unit_square())
+
+
+def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, path: Path) -> None:
+    """Draw precision over recall; ``prevalence`` is the precision of guessing."""
+    with _figure(path, width=8.6, height=5.2) as figure:
+        axes = figure.subplots()
+        axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=f"{prevalence:.3f}  chance")
+        _draw(axes, lines)
+        axes.set(xlabel="recall", ylabel="precision", title=title, **_unit_square())
+
+
+def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, path: Path) -> None:
+    """Draw for each method its accuracy over its confidence, and below it how many images have that confidence."""
+    columns = min(PANELS_A_ROW, len(panels))
+    rows = -(-len(panels) // columns)
+    with _figure(path, width=max(3.0 * columns, 4.5), height=3.9 * rows + 0.4) as figure:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        grid = figure.subplots(
+            2 * rows, columns, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1] * rows}
+        )
+        tallest = max(panel.count.max() for panel in panels)
+        for index in range(rows * columns):
+            row, column = divmod(index, columns)
+            above, below = grid[2 * row, column], grid[2 * row + 1, column]
+            if index >= len(panels):
+                above.set_visible(False)
+                below.set_visible(False)
+                continue
+            _draw_calibration(above, below, panels[index], champion=index == 0)
+            # The most probable of k classes has at least 1/k.
+            above.set(xlim=(1 / n_classes, 1), ylim=(0, 1.02))
+            below.set(ylim=(0, tallest * 1.05), xlabel="confidence")
+            # Every panel has the same scale, so the first of a row carries the numbers for all.
+            above.tick_params(labelleft=column == 0)
+            below.tick_params(labelleft=column == 0, labelbottom=True)
+            if column == 0:
+                above.set_ylabel("accuracy")
+                below.set_ylabel("images")
+
+
+def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
+    """Draw how all methods were fitted: networks by epoch, boosted trees by tree; others have nothing to show."""
+    networks = [run for run in runs if "val_loss" in run.history]
+    boosters = [run for run in runs if "validation_log_loss" in run.history]
+    keys = [("accuracy", "val_accuracy", "accuracy"), ("loss", "val_loss", "loss")] if networks else []
+    with _figure(path, width=4.6 * max(1, len(keys) + bool(boosters)), height=5.0) as figure:
+        panels = list(figure.subplots(1, max(1, len(keys) + bool(boosters)), squeeze=False)[0])
+        if not networks and not boosters:
+            panels[0].set_axis_off()
+            panels[0].text(0.5, 0.5, "No method was fitted step by step.", ha="center", va="center", color=GREY)
+            return
+        for axes, (train, validation, title) in zip(panels, keys, strict=False):
+            for run in networks:
+                _draw_training(axes, run, validation, train=train)
+            axes.set_title(f"networks: {title}")
+            _epoch_axis(axes, max(len(run.history["val_loss"]) for run in networks))
+        if boosters:
+            for run in boosters:
+                _draw_training(panels[-1], run, "validation_log_loss")
+            panels[-1].set(title="boosted trees: log loss", xlabel="trees")
+        handles = {
+            line.get_label(): line
+            for axes in panels
+            for line in axes.get_lines()
+            if not line.get_label().startswith("_")
+        }
+        names = [_shown_name(run.name, run.place) for run in (*networks, *boosters)]
+        figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=3)
+        figure.suptitle(
+            "thick: validation · thin: train, as augmented and weighted · star: the step that was kept",
+            x=0.01, ha="left", fontsize=9, color="#555555",
+        )  # fmt: skip
+
+
+def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Path) -> None:
+    """Draw each method's metric on test with its interval, and on validation, best on validation first."""
+    with _figure(path, width=9.0, height=1.7 + 0.42 * len(bars)) as figure:
+        axes = figure.subplots()
+        for position, bar in enumerate(bars):
+            color = COLORS[0] if position == 0 else "#555555"
+            width = 2.6 if position == 0 else 1.6
+            axes.plot([bar.low, bar.high], [position, position], color=color, linewidth=width, solid_capstyle="round")
+            axes.plot(bar.test, position, "o", color=color, markersize=8 if position == 0 else 6,
+                      label=f"test, {confidence:.0%} interval" if position == 0 else None)  # fmt: skip
+            axes.plot(bar.validation, position, "D", markersize=6, markerfacecolor="white", markeredgecolor=COLORS[1],
+                      label="validation, which chose" if position == 0 else None)  # fmt: skip
+            axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
+                          textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
+        # The champion's interval as a band, against which the others are read.
+        axes.axvspan(bars[0].low, bars[0].high, color=COLORS[0], alpha=0.08, linewidth=0)
+        axes.set_yticks(range(len(bars)), [_shown_name(bar.name, place) for place, bar in enumerate(bars)])
+        axes.get_yticklabels()[0].set_fontweight("bold")
+        axes.set(ylim=(len(bars) - 0.4, -0.7), xlabel=label)
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure and save what was drawn; no global state of pyplot, no user's matplotlibrc, no dates."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with artifacts.whole_file(path) as temporary:
+            # Matplotlib writes its version unless told not to.
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _line_style(place: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[place % len(COLORS)],
+        "linestyle": LINE_STYLES[place // len(COLORS) % len(LINE_STYLES)],
+        "linewidth": 2.4 if place == 0 else 1.4,
+        "zorder": 3 if place == 0 else 2,
+    }
+
+
+def _shown_name(name: str, place: int) -> str:
+    return f"{name} (champion)" if place == 0 else name
+
+
+def _draw(axes: Axes, lines: Sequence[Line]) -> None:
+    for line in lines:
+        label = "  ".join(filter(None, [line.note, _shown_name(line.name, line.place)]))
+        axes.plot(line.x, line.y, label=label, **_line_style(line.place))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+
+
+def _unit_square() -> dict[str, Any]:
+    return {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01), "aspect": "equal"}
+
+
+def _draw_calibration(above: Axes, below: Axes, panel: Calibration, *, champion: bool) -> None:
+    color = COLORS[0] if champion else COLORS[5]
+    edges = np.linspace(0, 1, len(panel.count) + 1)
+    filled = panel.count > 0
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+    above.bar(edges[:-1][filled], panel.accuracy[filled], np.diff(edges)[filled], align="edge", color=color, alpha=0.35)
+    above.plot(panel.confidence[filled], panel.accuracy[filled], "o-", color=color, markersize=4, linewidth=1.5)
+    name = _shown_name(panel.name.replace(" · ", "\n"), 0 if champion else 1)
+    above.set_title("\n".join(filter(None, [name, panel.note])), fontsize=9)
+    below.bar(edges[:-1], panel.count, np.diff(edges), align="edge", color=color, edgecolor="white", linewidth=0.5)
+
+
+def _draw_training(axes: Axes, run: Training, key: str, *, train: str | None = None) -> None:
+    style = _line_style(run.place)
+    values = run.history[key]
+    steps = np.arange(1, len(values) + 1)
+    axes.plot(steps, values, label=_shown_name(run.name, run.place), **{**style, "linewidth": 2})
+    if train:
+        axes.plot(steps, run.history[train], color=style["color"], linewidth=0.8, linestyle=style["linestyle"])
+    if run.best_step is not None:
+        axes.plot(run.best_step + 1, values[run.best_step], "*", color=style["color"], markersize=13,
+                  markeredgecolor="white", zorder=4)  # fmt: skip
+
+
+def _epoch_axis(axes: Axes, epochs: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
+
+
+def _mark_learning_rates(axes: Axes, rates: Sequence[float]) -> None:
+    """Write the learning rate above the epoch it starts at, with a line between the epochs of two rates."""
+    for epoch, rate in enumerate(rates):
+        if epoch and rate == rates[epoch - 1]:
+            continue
+        if epoch:
+            axes.axvline(epoch + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        axes.annotate(f"{'' if epoch else 'learning rate '}{rate:.2g}", (epoch + 0.6, 1), fontsize=7, color="#666666",
+                      xycoords=("data", "axes fraction"), ha="left", va="bottom", annotation_clip=False)  # fmt: skip

@@ -1,0 +1,278 @@
+"""The comparison as a person reads it: entries of leaderboard.json, and their text, Markdown and CSV.
+
+An entry is one method on one network, a JSON object:
+
+- ``run``, ``method``, ``network``, ``backbone`` (null for a network without pretraining), ``stage``;
+- ``rank`` by validation, ``champion``, ``selected_by`` (the metric that validation chose by);
+- ``candidate``: name, parameters and convergence of the selected one; ``candidates``: how many, how many unconverged;
+- ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}}, the chosen metric;
+- ``against_champion``: the paired test on the test part and the difference in the chosen metric, method minus champion;
+  null for the champion itself;
+- ``cost``: counts of the selected model.
+
+Numbers have six significant digits, so that a diff shows changes and not noise; null is an undefined value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline import artifacts
+
+Entry = Mapping[str, Any]
+
+LABELS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "expected_calibration_error": "ECE",
+}
+# Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
+ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
+UNDEFINED = "–"
+
+
+def number(value: float) -> float | None:
+    """Return ``value`` with six significant digits as JSON can hold it: None for NaN."""
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
+def numbers(values: Mapping[str, float]) -> dict[str, Any]:
+    """Return a flat mapping with every float passed through `number`; counts stay as they are."""
+    return {name: number(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def title(network: str, method: str) -> str:
+    """Return how a run is called in tables and figures."""
+    return f"{network} · {method}"
+
+
+def entry(
+    record: artifacts.Record,
+    *,
+    rank: int,
+    selected_by: str,
+    validation: Mapping[str, Mapping[str, Any]],
+    test: Mapping[str, Mapping[str, Any]],
+    strata: Mapping[str, Mapping[str, Any]],
+    against_champion: Mapping[str, Any] | None,
+) -> Entry:
+    """Return the entry of one run, with metrics as {value, low, high}. Rank 1 is the champion."""
+    selected = record.candidates[record.selected]
+    return {
+        "run": record.name,
+        "method": record.method,
+        "network": record.network,
+        "backbone": None if record.stage == "scratch" else record.network,
+        "stage": record.stage,
+        "rank": rank,
+        "champion": rank == 1,
+        "selected_by": selected_by,
+        "candidate": {
+            "name": selected.name,
+            "parameters": selected.parameters,
+            "converged": selected.converged,
+        },
+        "candidates": {
+            "count": len(record.candidates),
+            "unconverged": sum(not candidate.converged for candidate in record.candidates),
+        },
+        "validation": validation,
+        "test": test,
+        "strata": strata,
+        "against_champion": against_champion,
+        "cost": record.cost.model_dump(),
+    }
+
+
+def leaderboard_text(entries: Sequence[Entry]) -> str:
+    """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
+    metric = entries[0]["selected_by"]
+    rows = [["", "method", f"validation {LABELS[metric]}", f"test {LABELS[metric]}", *_other_labels(metric),
+             "p (Holm)", "trainable", "MACs"]]  # fmt: skip
+    for one in entries:
+        rows.append(
+            [
+                "*" if one["champion"] else "",
+                title(one["network"], one["method"]),
+                _shown(one["validation"][metric]["value"]),
+                _with_interval(one["test"][metric]),
+                *(_shown(one["test"][name]["value"]) for name in _others(metric)),
+                _p(one),
+                _amount(one["cost"]["trainable_parameters"]),
+                _amount(one["cost"]["multiply_adds"]),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in
+                  enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
+    warnings = [f"{title(one['network'], one['method'])}: {text}" for one in entries if (text := _unconverged(one))]
+    return "\n".join([*lines, *warnings])
+
+
+def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: float, samples: int) -> str:
+    """Return leaderboard.md: the table, what the test says, and how the numbers were made.
+
+    ``sizes``: number of images of each part. ``samples``: bootstrap resamples behind each interval.
+    """
+    metric = entries[0]["selected_by"]
+    header = ["", "method", f"validation {LABELS[metric]}", f"test {LABELS[metric]} [{confidence:.0%} interval]",
+              *_other_labels(metric), "p (Holm)", "trainable parameters", "multiply-adds", "selected candidate"]  # fmt: skip
+    lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
+    for one in entries:
+        name = title(one["network"], one["method"])
+        candidate = " ".join(filter(None, [_code(one["candidate"]["name"]), _unconverged(one)]))
+        lines.append(
+            _markdown_row(
+                [
+                    str(one["rank"]),
+                    f"**{name}** (champion)" if one["champion"] else name,
+                    _shown(one["validation"][metric]["value"]),
+                    _with_interval(one["test"][metric]),
+                    *(_shown(one["test"][other]["value"]) for other in _others(metric)),
+                    _p(one),
+                    _amount(one["cost"]["trainable_parameters"]),
+                    _amount(one["cost"]["multiply_adds"]),
+                    candidate,
+                ]
+            )
+        )
+    notes = (
+        f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
+        f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
+        f"read once, afterwards, and chose nothing. All columns but the first are of the test part. Intervals: "
+        f"{samples:,} bootstrap resamples of the images, for this split and these trained models. p: exact McNemar test "
+        f"against the champion, Holm-corrected over {max(len(entries) - 1, 0)} methods. ECE: expected calibration error."
+    )
+    return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
+
+
+def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
+    """Return in words what the test part says about the champion and the others."""
+    champion, *others = entries
+    metric = champion["selected_by"]
+    label = LABELS[metric]
+    name = title(champion["network"], champion["method"])
+    sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}."]
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "chance": []}
+    for one in others:
+        paired = one["against_champion"]
+        group = "chance"
+        if paired["p_holm"] < 1 - confidence:
+            group = "better" if paired["only_method_right"] > paired["only_champion_right"] else "worse"
+        groups[group].append(title(one["network"], one["method"]))
+    if groups["worse"]:
+        sentences.append(f"Beyond chance (p < {1 - confidence:.2g}) it is right more often than {_listed(groups['worse'])}.")
+    if groups["better"]:
+        sentences.append(f"Beyond chance, {_listed(groups['better'])} are right more often than the champion.")
+    if groups["chance"]:
+        sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
+    ahead = [
+        f"{title(one['network'], one['method'])} ({_shown(one['test'][metric]['value'])})"
+        for one in others
+        if _ahead(one)
+    ]
+    if ahead:
+        sentences.append(f"On test alone {_listed(ahead)} would rank higher; test does not choose.")
+    return " ".join(sentences)
+
+
+def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the columns and rows of leaderboard.csv: one row an entry, four decimals."""
+    rows = []
+    for one in entries:
+        row = {name: one[name] for name in ("rank", "run", "method", "network", "backbone", "stage", "champion")}
+        row |= {"candidate": one["candidate"]["name"], "converged": one["candidate"]["converged"]}
+        row |= {"candidates": one["candidates"]["count"], "unconverged": one["candidates"]["unconverged"]}
+        for part in ("validation", "test"):
+            for metric, bounds in one[part].items():
+                row[f"{part}_{metric}"] = _decimals(bounds["value"])
+                row |= {f"{part}_{metric}_{bound}": _decimals(bounds[bound]) for bound in ("low", "high")}
+        paired = one["against_champion"]
+        row |= {name: f"{paired[name]:.4g}" if paired else None for name in ("p", "p_holm")}
+        row["difference"] = _decimals(paired["difference"]["value"]) if paired else None
+        rows.append(row | one["cost"])
+    return list(rows[0]), rows
+
+
+def summary(entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
+    """Return metrics.json, small enough for a screen: the champion by a few metrics, every run by the chosen one."""
+    champion = entries[0]
+    metric = champion["selected_by"]
+    names = dict.fromkeys([metric, "accuracy", "roc_auc", "log_loss"])
+    found: dict[str, dict[str, float | None]] = {
+        "champion": {f"validation_{metric}": champion["validation"][metric]["value"]}
+        | {f"test_{name}": champion["test"][name]["value"] for name in names}
+    }
+    for one in entries:
+        found[one["run"]] = {f"{part}_{metric}": one[part][metric]["value"] for part in ("validation", "test")}
+    return found
+
+
+def _others(metric: str) -> list[str]:
+    return [name for name in ALWAYS_SHOWN if name != metric]
+
+
+def _other_labels(metric: str) -> list[str]:
+    return [LABELS[name] for name in _others(metric)]
+
+
+def _ahead(one: Entry) -> bool:
+    difference = one["against_champion"]["difference"]
+    return bool(difference["value"]) and difference["better"]
+
+
+def _shown(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3f}"
+
+
+def _decimals(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _with_interval(bounds: Mapping[str, float | None]) -> str:
+    return f"{_shown(bounds['value'])} [{_shown(bounds['low'])}, {_shown(bounds['high'])}]"
+
+
+def _p(one: Entry) -> str:
+    if one["against_champion"] is None:
+        return UNDEFINED
+    p = one["against_champion"]["p_holm"]
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _amount(count: int) -> str:
+    """Return a count as people say it: 405 M, 1.28 k."""
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _unconverged(one: Entry) -> str:
+    counts = one["candidates"]
+    if not counts["unconverged"]:
+        return ""
+    selected = "" if one["candidate"]["converged"] else ", the selected one among them"
+    return f"({counts['unconverged']} of {counts['count']} candidates did not converge{selected})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

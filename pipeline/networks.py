@@ -1,0 +1,203 @@
+"""Keras networks on disk, and facts about them that need no data.
+
+A stored network is a directory: ``network.json`` (the architecture), ``network.weights.h5`` (the numbers) and, for a
+backbone, ``spec.json`` (which layers the other stages need). All three are the same bytes for the same network,
+which a ``.keras`` file is not: it holds dates.
+
+Networks take raw RGB pixels, float32 (batch, height, width, 3) in 0..255; their first layers scale them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+
+from pipeline import artifacts
+from pipeline.errors import BakeoffError
+
+if TYPE_CHECKING:
+    import keras
+
+ARCHITECTURE = "network.json"
+WEIGHTS = "network.weights.h5"
+SPEC = "spec.json"
+
+
+class NetworkError(BakeoffError):
+    """A network has no such layer, or a question that it cannot answer."""
+
+
+class BlockSpec(pydantic.BaseModel):
+    """A residual block or the like: the unit in which fine-tuning unfreezes. It starts at ``first_layer``."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    first_layer: str
+
+
+class NetworkSpec(pydantic.BaseModel):
+    """What the other stages need to know of a pretrained network.
+
+    ``feature_layer``: its output is the pooled features, float32 (batch, feature_width).
+    ``map_layer``: its output is the last feature map, (batch, height, width, channels).
+    ``prediction_layer``: its output is the probabilities of the classes the network was trained on.
+    ``blocks``: from input to output.
+    ``weights``: where the numbers come from; never a path of one machine.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    input_size: int = pydantic.Field(gt=0)
+    feature_layer: str
+    feature_width: int = pydantic.Field(gt=0)
+    map_layer: str
+    prediction_layer: str
+    blocks: list[BlockSpec]
+    weights: dict[str, str]
+
+
+def write_spec(spec: NetworkSpec, directory: Path) -> None:
+    artifacts.write_json(directory / SPEC, spec.model_dump())
+
+
+def read_spec(directory: Path) -> NetworkSpec:
+    """Return the spec of a stored backbone. Raises ArtifactError if it is missing or breaks the contract."""
+    path = directory / SPEC
+    try:
+        return NetworkSpec.model_validate(artifacts.read_json(path))
+    except pydantic.ValidationError as error:
+        raise artifacts.ArtifactError(f"{path} is not a network's spec: {error}") from None
+
+
+def save(model: keras.Model, directory: Path) -> None:
+    """Write the architecture and the weights; not the optimizer, and not how the model was compiled."""
+    import keras
+
+    architecture = _architecture(model)
+    # Rebuilt from what is written: an optimizer's state would go into the weights file with a compiled model.
+    bare = keras.models.model_from_json(architecture)
+    bare.set_weights(model.get_weights())
+    artifacts.write_text(directory / ARCHITECTURE, architecture)
+    with artifacts.whole_file(directory / WEIGHTS) as temporary:
+        # Keras insists on the suffix .weights.h5; the temporary name ends in .h5 only.
+        named = temporary.with_name(f"{temporary.stem}.weights.h5")
+        try:
+            bare.save_weights(named)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def load(directory: Path) -> keras.Model:
+    """Return the network stored by `save`. Raises ArtifactError if a file is missing or the two do not match."""
+    import keras
+
+    for name in (ARCHITECTURE, WEIGHTS):
+        if not (directory / name).is_file():
+            raise artifacts.ArtifactError(f"{directory / name} is missing: run `dvc repro`")
+    try:
+        model = keras.models.model_from_json((directory / ARCHITECTURE).read_text(encoding="utf-8"))
+        model.load_weights(directory / WEIGHTS)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise artifacts.ArtifactError(f"{directory} does not hold a whole network: {error}") from error
+    return model
+
+
+def cut(model: keras.Model, layer_name: str) -> keras.Model:
+    """Return the network from the input of ``model`` to the output of one layer; the two share their weights."""
+    import keras
+
+    return keras.Model(model.input, find_layer(model, layer_name).output, name=f"{model.name}_to_{layer_name}")
+
+
+def find_layer(model: keras.Model, layer_name: str) -> keras.Layer:
+    """Return a layer of ``model`` by name. Raises NetworkError with the nearest names if there is none."""
+    names = [layer.name for layer in model.layers]
+    if layer_name not in names:
+        choices = difflib.get_close_matches(layer_name, names, n=5, cutoff=0.0)
+        raise NetworkError(f"Network {model.name!r} has no layer {layer_name!r}. Nearest: {', '.join(choices)}")
+    return model.get_layer(layer_name)
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Return how many numbers the network holds, moving statistics of batch normalization included."""
+    return sum(math.prod(weight.shape) for weight in model.weights)
+
+
+def count_trainable_parameters(model: keras.Model) -> int:
+    """Return how many numbers gradient descent may change, as the layers' ``trainable`` says now."""
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+
+
+def multiply_adds(model: keras.Model, upto: str | None = None) -> int:
+    """Return the multiply-adds of one image, up to and including the layer ``upto`` (None: the whole network).
+
+    Counted are convolutions and dense layers, as is the custom; scaling, normalization, activations, pooling and
+    biases count as none. Raises NetworkError for another layer with a weight matrix, and for sizes that are not fixed.
+    """
+    if upto is not None:
+        model = cut(model, upto)
+    return sum(_layer_multiply_adds(layer) for layer in _leaves(model))
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yield the layers of a network and of the networks nested in it."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer
+
+
+def _layer_multiply_adds(layer: keras.Layer) -> int:
+    import keras
+
+    if not any(len(weight.shape) > 1 for weight in layer.weights):
+        return 0
+    outputs = layer.output.shape[1:]
+    if None in outputs:
+        raise NetworkError(f"Layer {layer.name!r} has the output shape {outputs}: fix the size of the input")
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        rows, columns, channels, multiplier = layer.depthwise_kernel.shape
+        per_position = channels * multiplier * (rows * columns + layer.filters)
+        return math.prod(_positions(layer, outputs)) * per_position
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return math.prod(outputs) * math.prod(layer.kernel.shape[:2])
+    if isinstance(layer, keras.layers.Conv2D):
+        # A kernel is (rows, columns, channels of one group, filters).
+        return math.prod(outputs) * math.prod(layer.kernel.shape[:3])
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(outputs) * layer.kernel.shape[0]
+    raise NetworkError(
+        f"Layer {layer.name!r} is a {type(layer).__name__}, whose multiply-adds are not known. "
+        "Known: Conv2D, DepthwiseConv2D, SeparableConv2D, Dense"
+    )
+
+
+def _positions(layer: keras.Layer, outputs: tuple[int, ...]) -> tuple[int, ...]:
+    return outputs[:-1] if layer.data_format == "channels_last" else outputs[1:]
+
+
+def _architecture(model: keras.Model) -> str:
+    """Return the architecture as JSON text that depends on nothing but the network."""
+    return json.dumps(_without_process_state(json.loads(model.to_json())), indent=1, sort_keys=True) + "\n"
+
+
+def _without_process_state(value: Any) -> Any:
+    """Drop how the model was compiled, and object ids, which are memory addresses."""
+    if isinstance(value, dict):
+        dropped = ("compile_config", "shared_object_id")
+        return {key: _without_process_state(item) for key, item in value.items() if key not in dropped}
+    if isinstance(value, list):
+        return [_without_process_state(item) for item in value]
+    return value

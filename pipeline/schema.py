@@ -1,0 +1,87 @@
+"""All of params.yaml, checked at once before anything expensive starts.
+
+Called by the command line before every stage and every command that reads params.yaml. No stage imports it: a family
+added here re-runs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline import convnets, datasets, images, inference, metrics, params, splits, statistics, training
+from pipeline.backbones import table as backbones
+from pipeline.classifiers import table as classifiers
+from pipeline.stages import as_is
+
+BLOCKS: dict[str, type[params.Block]] = {
+    "dataset": datasets.DatasetParams,
+    "split": splits.SplitParams,
+    "images": images.ImageParams,
+    "compute": inference.ComputeParams,
+    "selection": metrics.SelectionParams,
+    "backbone": backbones.BackboneParams,
+    "as_is": as_is.AsIsParams,
+    "augmentation": images.AugmentationParams,
+    "head": training.HeadParams,
+    "fine_tune": training.FineTuneParams,
+    "scratch": training.ScratchParams,
+    "compare": statistics.CompareParams,
+}
+LOOSE = ("seed", "backbones", "classifiers")
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Validate every key of params.yaml and what must fit together. Raises ParamsError naming all problems."""
+    problems: list[str] = []
+
+    def attempt(action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except params.ParamsError as error:
+            problems.append(str(error))
+
+    allowed = (*BLOCKS, *LOOSE)
+    problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
+    attempt(lambda: _check_seed(params.lookup(values, "seed")))
+    attempt(lambda: _names("backbones", params.lookup(values, "backbones"), backbones.BACKBONES))
+    for key, model in BLOCKS.items():
+        attempt(lambda key=key, model=model: params.parse(params.lookup(values, key), model, where=key))
+    attempt(lambda: _check_classifiers(params.lookup(values, "classifiers")))
+    if not problems:
+        attempt(lambda: _check_together(values))
+    if problems:
+        raise params.ParamsError("\n".join(problems))
+
+
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise params.ParamsError(f"params.yaml: seed must be an integer of at least 0, received {seed!r}")
+
+
+def _check_classifiers(families: Any) -> None:
+    if not isinstance(families, Mapping):
+        raise params.ParamsError(f"params.yaml: classifiers must map families to their search, received {families!r}")
+    _names("classifiers", list(families), classifiers.FAMILIES)
+    for family, block in families.items():
+        module = importlib.import_module(classifiers.FAMILIES[family])
+        params.parse(block, module.Params, where=f"classifiers.{family}")
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    _names("head.backbones", values["head"]["backbones"], values["backbones"])
+    _names("fine_tune.backbones", values["fine_tune"]["backbones"], values["head"]["backbones"])
+    _names("scratch.networks", values["scratch"]["networks"], convnets.CONVNETS)
+    if not params.declared_runs(values):
+        raise params.ParamsError("params.yaml declares no run: list a backbone with a classifier, a head or a network")
+
+
+def _names(key: str, names: Any, allowed: Any) -> None:
+    if not isinstance(names, list):
+        raise params.ParamsError(f"params.yaml: {key} must be a list of names, received {names!r}")
+    for name in names:
+        if name not in allowed:
+            raise params.ParamsError(params.unknown_key(str(name), map(str, allowed), where=key).replace("key ", ""))
+    if len(set(names)) != len(names):
+        raise params.ParamsError(f"params.yaml: {key} names something twice, received {names!r}")

@@ -1,0 +1,128 @@
+"""Use the network as it is: which ImageNet classes does it see in the validation images?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+
+from pipeline import artifacts, imagenet, images, inference, networks
+from pipeline.params import Block, Params
+from pipeline.progress import Log, progress, say
+
+READS = ("as_is", "images", "compute")
+INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "data/backbones/{backbone}")
+OUTPUTS = ("results/as_is/{backbone}",)
+
+CLASS_COLUMNS = ("label", "images", "imagenet_class", "name", "top_1", "top_k", "mean_probability")
+SHEET_IMAGES, SHEET_CLASSES = 24, 12
+
+
+class AsIsParams(Block):
+    """``as_is`` in params.yaml. ``top``: ImageNet classes to show for an image."""
+
+    top: Annotated[int, pydantic.Field(ge=1, le=20)]
+
+
+def main(params: Params, *, backbone: str, log: Log) -> None:
+    k = params.block("as_is", AsIsParams).top
+    part = artifacts.read_part("validation")
+    source = artifacts.BACKBONES / backbone
+    spec = networks.read_spec(source)
+    probabilities = _probabilities(part, source, spec, params)
+    top, names = imagenet.top_classes(probabilities, k=k), imagenet.class_names()
+    with artifacts.whole_directory(artifacts.RESULTS / "as_is" / backbone) as directory:
+        _write_predictions(directory / "predictions.csv", part, probabilities, top, names)
+        for label in _write_classes(directory / "classes.csv", part, probabilities, top, names):
+            say(label)
+        _write_sheet(directory / "sheet.png", part, probabilities, top, names, spec, params)
+    say(f"look at {artifacts.RESULTS / 'as_is' / backbone / 'sheet.png'}")
+
+
+def _probabilities(part: artifacts.Part, source: Path, spec: networks.NetworkSpec, params: Params) -> np.ndarray:
+    """Return ImageNet probabilities of one part, float32 (n_images, 1000), in manifest order."""
+    compute = params.block("compute", inference.ComputeParams)
+    engine = inference.FrozenNetwork(
+        networks.cut(networks.load(source), spec.prediction_layer), threads=compute.threads
+    )
+    batches = images.batches(
+        part.files,
+        size=spec.input_size,
+        params=params.block("images", images.ImageParams),
+        batch_size=compute.batch_size,
+    )
+    rows = inference.rows(engine, batches, names=part.paths)
+    return np.stack(list(progress(rows, total=len(part), label="ImageNet classes", unit="images")))
+
+
+def _write_predictions(
+    path: Path, part: artifacts.Part, probabilities: np.ndarray, top: np.ndarray, names: Sequence[str]
+) -> None:
+    ranks = range(1, top.shape[1] + 1)
+    columns = ["path", "label", *(f"{what}_{rank}" for rank in ranks for what in ("class", "name", "probability"))]
+    rows: list[dict[str, Any]] = []
+    for row, path_in_split in enumerate(part.paths):
+        cells: dict[str, Any] = {"path": path_in_split, "label": part.classes[part.labels[row]]}
+        for rank, index in enumerate(top[row], start=1):
+            probability = f"{probabilities[row, index]:.6f}"
+            cells |= {f"class_{rank}": index, f"name_{rank}": names[index], f"probability_{rank}": probability}
+        rows.append(cells)
+    artifacts.write_csv(path, columns, rows)
+
+
+def _write_classes(
+    path: Path, part: artifacts.Part, probabilities: np.ndarray, top: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    """Write what is guessed for each of our classes; return a sentence a class with the most frequent guesses."""
+    rows, sentences = [], []
+    for index, label in enumerate(part.classes):
+        members = np.flatnonzero(part.labels == index)
+        if not len(members):
+            continue
+        found = imagenet.guesses(probabilities[members], top[members])
+        rows += [
+            {"label": label, "images": len(members), "name": names[guess.imagenet_class], **guess._asdict()}
+            | {"mean_probability": f"{guess.mean_probability:.6f}"}
+            for guess in found
+        ]
+        first = [f"{names[guess.imagenet_class]} {guess.top_1 / len(members):.0%}" for guess in found[:3] if guess.top_1]
+        sentences.append(f"{label}: {len(members)} images, most often seen as {', '.join(first)}")
+    artifacts.write_csv(path, CLASS_COLUMNS, rows)
+    return sentences
+
+
+def _write_sheet(
+    path: Path,
+    part: artifacts.Part,
+    probabilities: np.ndarray,
+    top: np.ndarray,
+    names: Sequence[str],
+    spec: networks.NetworkSpec,
+    params: Params,
+) -> None:
+    # Imported here: params.yaml is checked with AsIsParams before every stage, and need not load Matplotlib.
+    from pipeline import picture_sheet
+
+    image_params = params.block("images", images.ImageParams)
+    shown = part.classes[:SHEET_CLASSES]
+    each = max(1, SHEET_IMAGES // len(shown)) // picture_sheet.COLUMNS * picture_sheet.COLUMNS or 1
+    sections = {}
+    for index, label in enumerate(shown):
+        members = np.flatnonzero(part.labels == index).tolist()
+        sections[label] = [
+            picture_sheet.Cell(
+                image=images.load(part.files[row], size=spec.input_size, params=image_params),
+                guesses=[(names[guess], float(probabilities[row, guess])) for guess in top[row]],
+            )
+            for row in imagenet.evenly_spaced(members, min(each, 9))
+        ]
+    picture_sheet.draw(
+        sections,
+        title=f"What {spec.name} sees, as it is",
+        subtitle=f"Its {top.shape[1]} most probable ImageNet classes on validation images, at equal distances "
+        "in the manifest",
+        path=path,
+    )

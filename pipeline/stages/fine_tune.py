@@ -1,0 +1,39 @@
+"""Continue from the trained head with the end of the network unfrozen, at a smaller learning rate."""
+
+from __future__ import annotations
+
+from pipeline import artifacts, network_runs, networks, training
+from pipeline.params import Params
+from pipeline.progress import Log, say
+
+READS = (*network_runs.READS, "fine_tune")
+INPUTS = (*network_runs.INPUTS, "data/backbones/{backbone}", "results/runs/{backbone}-head")
+OUTPUTS = ("results/runs/{backbone}-fine_tune",)
+
+
+def main(params: Params, *, backbone: str, log: Log) -> None:
+    fine_tune = params.block("fine_tune", training.FineTuneParams)
+    training.prepare(threads=params.value("compute.threads"), seed=params.value("seed"))
+    spec = networks.read_spec(artifacts.BACKBONES / backbone)
+    head = artifacts.RUNS / f"{backbone}-head"
+    model = networks.load(head)
+    first_layer = fine_tune.unfreeze.from_layer or _first_layer_of_last(spec, fine_tune.unfreeze.last_blocks)
+    unfrozen, layers = training.unfreeze(model, first_layer=first_layer)
+    say(f"unfreezing the last {unfrozen} of {layers} layers, from {first_layer}")
+    network_runs.train(
+        model,
+        stage="fine_tune",
+        network=backbone,
+        params=params,
+        inputs=[str(artifacts.MANIFEST), str(artifacts.BACKBONES / backbone), str(head)],
+        log=log,
+    )
+
+
+def _first_layer_of_last(spec: networks.NetworkSpec, blocks: int) -> str:
+    if blocks > len(spec.blocks):
+        raise training.TrainingError(
+            f"fine_tune.unfreeze.last_blocks must be at most {len(spec.blocks)}, the blocks of {spec.name}, "
+            f"received {blocks}"
+        )
+    return spec.blocks[-blocks].first_layer

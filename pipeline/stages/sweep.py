@@ -1,0 +1,178 @@
+"""Fit every candidate of one classifier family on one network's features; validation selects."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from pipeline import artifacts, metrics, provenance, seeds
+from pipeline.classifiers import family, search
+from pipeline.params import Params
+from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
+
+READS = ("seed", "compute", "selection", "classifiers.{classifier}")
+INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
+OUTPUTS = ("results/runs/{backbone}-{classifier}",)
+
+# Finished candidates of a sweep that was killed. Models always come from here, so a resumed sweep ends in the bytes of
+# an undisturbed one.
+CACHE = Path(".cache/sweeps")
+
+
+@dataclass(frozen=True)
+class Data:
+    """One network's features, float32 (n_images, width), of every part, and the labels that a sweep may see."""
+
+    classes: tuple[str, ...]
+    train: family.Examples
+    validation: family.Examples
+    test: np.ndarray
+
+
+def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
+    module = family.find(classifier)
+    features = artifacts.FEATURES / backbone
+    inputs = _digests(features)
+    key = [params.declared(), inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
+    cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
+    data = _read(features)
+    candidates, validation, selected = _search(params, module, data, cache=cache, log=log)
+
+    model_files = _model(cache, selected)
+    model = module.load(model_files)
+    predictions = artifacts.Predictions(validation, test=model.predict_proba(data.test))
+    with artifacts.whole_directory(artifacts.RUNS / f"{backbone}-{classifier}") as directory:
+        shutil.copytree(model_files, directory, dirs_exist_ok=True)
+        record = artifacts.Record(
+            stage="sweep",
+            network=backbone,
+            method=classifier,
+            classes=list(data.classes),
+            parameters=params.declared(),
+            inputs=inputs,
+            candidates=candidates,
+            selected=selected,
+            cost=_cost(model, model_files, artifacts.read_json(features / "meta.json")),
+        )
+        artifacts.write_record(directory / "record.json", record)
+        artifacts.write_predictions(directory / "predictions.npz", predictions)
+        # How images became features, for whoever predicts with this run later.
+        shutil.copyfile(features / "meta.json", directory / "features.json")
+    shutil.rmtree(cache.parent)
+
+
+def _digests(features: Path) -> dict[str, str]:
+    files = [artifacts.MANIFEST, features / "meta.json", *(features / f"{name}.npy" for name in artifacts.PARTS)]
+    return {path.as_posix(): artifacts.sha256_path(path) for path in files}
+
+
+def _read(features: Path) -> Data:
+    parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
+    arrays = {name: np.asarray(artifacts.read_features(features, part)) for name, part in parts.items()}
+    return Data(
+        classes=parts["train"].classes,
+        train=(arrays["train"], parts["train"].labels),
+        validation=(arrays["validation"], parts["validation"].labels),
+        test=arrays["test"],
+    )
+
+
+def _search(
+    params: Params, module: ModuleType, data: Data, *, cache: Path, log: Log
+) -> tuple[list[artifacts.Candidate], np.ndarray, int]:
+    """Return the candidates, their validation probabilities, float32 (candidates, n, classes), and the selected one."""
+    classifier = module.__name__.rpartition(".")[2]
+    block = params.block(f"classifiers.{classifier}", module.Params)
+    selection = params.block("selection", metrics.SelectionParams)
+    positive = metrics.positive_index(data.classes, selection)
+    seed = seeds.child_seed(params.value("seed"), "classifiers", classifier)
+    points = search.candidates(block, seed=seed)
+    labels = data.validation[1]
+    candidates, validation = [], []
+    for index, point in enumerate(points):
+        label = f"candidate {index + 1}/{len(points)}, {point.name}"
+        started = time.monotonic()
+        with _heartbeat(label):
+            if not (cache / str(index)).is_dir():
+                fit = module.fit(
+                    point.parameters,
+                    data.train,
+                    data.validation,
+                    n_classes=len(data.classes),
+                    params=block,
+                    seed=seed,
+                    threads=params.value("compute.threads"),
+                )
+                _keep(cache / str(index), point, fit, fit.model.predict_proba(data.validation[0]))
+            candidate, probabilities = _kept(cache / str(index))
+        score = metrics.score(selection.metric, probabilities, labels, positive=positive)
+        log.step(index, {f"validation_{selection.metric}": score})
+        state = "" if candidate.converged else ", not converged"
+        say(f"{label}: validation {selection.metric} {score:.4f}{state}, {time.monotonic() - started:.1f} s")
+        candidates.append(candidate)
+        validation.append(probabilities)
+    selected = metrics.select(np.stack(validation), labels, metric=selection.metric, positive=positive)
+    say(f"selected {candidates[selected].name}")
+    return candidates, np.stack(validation), selected
+
+
+def _keep(directory: Path, point: search.Candidate, fit: family.Fit, validation: np.ndarray) -> None:
+    candidate = artifacts.Candidate(
+        name=point.name,
+        parameters=point.parameters,
+        converged=fit.converged,
+        notes=fit.notes,
+        history=fit.history,
+    )
+    with artifacts.whole_directory(directory) as temporary:
+        artifacts.write_json(temporary / "candidate.json", candidate.model_dump())
+        np.save(temporary / "validation.npy", validation)
+        (temporary / "model").mkdir()
+        fit.model.save(temporary / "model")
+
+
+def _kept(directory: Path) -> tuple[artifacts.Candidate, np.ndarray]:
+    candidate = artifacts.Candidate.model_validate(artifacts.read_json(directory / "candidate.json"))
+    return candidate, np.load(directory / "validation.npy")
+
+
+def _model(cache: Path, number: int) -> Path:
+    return cache / str(number) / "model"
+
+
+def _cost(model: family.Model, files: Path, network: Mapping[str, int]) -> artifacts.Cost:
+    """Return the cost of the network up to its features plus that of the classifier, whose files lie in ``files``."""
+    parameters, multiply_adds = model.cost()
+    return artifacts.Cost(
+        trainable_parameters=parameters,
+        total_parameters=network["parameters"] + parameters,
+        model_bytes=network["network_bytes"] + sum(file.stat().st_size for file in files.iterdir()),
+        multiply_adds=network["multiply_adds"] + multiply_adds,
+    )
+
+
+@contextlib.contextmanager
+def _heartbeat(label: str) -> Iterator[None]:
+    """Say every few seconds that one long fit goes on: most families cannot report from within."""
+    started, done = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not done.wait(SECONDS_BETWEEN_LINES):
+            print(f"{label}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

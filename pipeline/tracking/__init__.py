@@ -1,0 +1,17 @@
+"""MLflow as a view of the records: what a stage says while it runs, and runs rebuilt from records at any time.
+
+`live` logs a running stage. `sync` adds whatever a store lacks, adopting what `live` left there. Nothing here is an
+input of any result, and a store that cannot be reached is a `TrackingError`, never a failed stage.
+
+This package is the only importer of mlflow, next to ``pipeline/serving.py``, which MLflow itself executes.
+"""
+
+from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name
+from pipeline.tracking.live import Live, live
+from pipeline.tracking.store import Store, TrackingError, locate
+from pipeline.tracking.sync import Report, sync
+
+__all__ = [
+    "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Store", "TrackingError",
+    "experiment_name", "live", "locate", "sync",
+]  # fmt: skip

@@ -1,0 +1,196 @@
+"""What an MLflow run says: its name, tags, parameters and metrics, derived from a record and nothing else."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+# Steps of a series start at 1, so that step 0 is free for the numbers that sum up a run.
+FIRST_STEP = 1
+SUMMARY_STEP = 0
+_SUMMARIES = ("validation_", "test_")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric on the test part with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One part of the split: its name, how many images, and the SHA-256 of its list of images."""
+
+    part: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A finished run as MLflow is to show it.
+
+    ``input_key``: None if the inputs are not on this machine. ``validation``: the metrics of each candidate.
+    ``backbone``: the directory of the network that the saved model needs beside its own files, if any.
+    """
+
+    record: artifacts.Record
+    record_digest: str
+    directory: Path
+    input_key: str | None
+    validation: tuple[Mapping[str, float], ...]
+    test: Mapping[str, Interval]
+    champion: bool
+    backbone: Path | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a store is to show: the methods, best first, and what they share."""
+
+    dataset: str
+    parts: tuple[DataSet, ...]
+    methods: tuple[Method, ...]
+    environment: Mapping[str, str]
+    files: tuple[Path, ...]
+
+
+def experiment_name(dataset: str) -> str:
+    """Return the MLflow experiment of a data set: only runs on the same images are worth one table."""
+    return f"bakeoff-{dataset}"
+
+
+def method_name(network: str, method: str) -> str:
+    return f"{network} · {method}"
+
+
+def method_tags(*, network: str, method: str, stage: str, dataset: str) -> dict[str, str]:
+    """Return the tags that a run has from its first moment to its last."""
+    return {
+        "level": "method", "method": method, "stage": stage, "backbone": network, "dataset": dataset,
+    }  # fmt: skip
+
+
+def environment_tags(environment: Mapping[str, str], digest: str, *, witnessed: bool) -> dict[str, str]:
+    """Return what is known about where a result was computed.
+
+    ``witnessed``: the stage itself logged it. Otherwise it is only where the record was first seen: a result that DVC
+    fetched may come from another machine.
+    """
+    known = {f"environment.{name}": version for name, version in environment.items()}
+    return {"environment": digest, "environment_witnessed": text(witnessed), **known}
+
+
+def origin_tags(stage: str) -> dict[str, str]:
+    """Return who and which commit, as the columns of the UI expect it; what cannot be found out is left out."""
+    tags = {
+        "mlflow.source.name": f"pipeline/stages/{stage}.py",
+        "mlflow.source.type": "LOCAL",
+        "host": socket.gethostname(),
+    }
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):
+        pass
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc_experiment"] = experiment
+    commit = _git("rev-parse", "HEAD")
+    if commit is not None:
+        # Of what decides a result. Outputs always differ from the commit while a pipeline runs.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "pipeline", "params.yaml", "dvc.yaml",
+                       "requirements.lock")  # fmt: skip
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": text(bool(changed))}
+    return tags
+
+
+def summary(method: Method, candidate: int) -> dict[str, float]:
+    """Return the metrics that every method's candidates have, and what fitting noted as numbers."""
+    notes = method.record.candidates[candidate].notes
+    numbers = {name: float(value) for name, value in notes.items() if isinstance(value, int | float)}
+    scores = {f"validation_{name}": value for name, value in method.validation[candidate].items()}
+    return finite(numbers | scores)
+
+
+def method_summary(method: Method) -> dict[str, float]:
+    """Return the metrics of a method's own run: its selected candidate's, its cost, and the test results."""
+    test = {}
+    for name, interval in method.test.items():
+        test |= {f"test_{name}": interval.value, f"test_{name}_low": interval.low, f"test_{name}_high": interval.high}
+    cost = {name: float(count) for name, count in method.record.cost.model_dump().items()}
+    return summary(method, method.record.selected) | cost | finite(test)
+
+
+def parameters(method: Method, candidate: int | None = None) -> dict[str, str]:
+    """Return a candidate's parameters, or for the method the block's together with the selected candidate's."""
+    if candidate is not None:
+        return flatten(method.record.candidates[candidate].parameters)
+    chosen = method.record.candidates[method.record.selected]
+    return flatten(method.record.parameters) | flatten(chosen.parameters) | {"candidate": chosen.name}
+
+
+def description(method: Method) -> str:
+    """Return one paragraph of Markdown for the page of a method's run."""
+    record = method.record
+    chosen = record.candidates[record.selected]
+    of_many = f", the best of {len(record.candidates)} candidates on validation" if len(record.candidates) > 1 else ""
+    results = [f"validation {name.replace('_', ' ')} {value:.3f}" for name, value in _leading(method)]
+    results += [
+        f"test {name.replace('_', ' ')} **{score.value:.3f}** [{score.low:.3f}, {score.high:.3f}]"
+        for name, score in method.test.items()
+        if name in ("accuracy", "roc_auc")
+    ]
+    title = "**Champion.** " if method.champion else ""
+    return f"{title}`{record.method}` on `{record.network}`: {chosen.name}{of_many}; {', '.join(results)}."
+
+
+def series_name(name: str) -> str:
+    """Return the metric under which a series is kept: one that sums up a run must not get steps."""
+    return f"live_{name}" if name.startswith(_SUMMARIES) else name
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested parameters as text under dotted names; lists and nulls as JSON."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are numbers: ROC-AUC of a single class, for one, is none."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def text(flag: bool) -> str:
+    return "true" if flag else "false"
+
+
+def _leading(method: Method) -> list[tuple[str, float]]:
+    scores = method.validation[method.record.selected]
+    return [(name, scores[name]) for name in ("accuracy", "roc_auc") if name in scores]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

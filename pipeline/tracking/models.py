@@ -1,0 +1,109 @@
+"""A method's selected model as an MLflow model: images in, labels and probabilities out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import provenance
+from pipeline.tracking import contents
+from pipeline.tracking.contents import Method
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.models import ModelSignature
+
+NAME = "model"
+SERVING = provenance.ROOT / "pipeline" / "serving.py"
+
+_ALWAYS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "openvino", "keras", "tensorflow", "tensorflow-cpu")
+_FOR_SWEEPS = ("scikit-learn", "joblib")
+_FOR_METHOD = {"lightgbm": ("lightgbm",), "catboost": ("catboost",), "xgboost": ("xgboost", "xgboost-cpu")}
+
+
+def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
+    """Log the method's model unless the run has it; return the path that is missing for it, or an empty string."""
+    if method.backbone is not None and not method.backbone.exists():
+        return str(method.backbone)
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    # `create` and `finalize` are two steps; what an interruption left between them is of no use.
+    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        if known.status == LoggedModelStatus.READY:
+            return ""
+        client.delete_logged_model(known.model_id)
+    model = client.create_logged_model(
+        experiment, NAME, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
+        tags={"method": method.record.method, "backbone": method.record.network},
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder) / NAME, run, method, model_id=model.model_id)
+        client.log_model_artifacts(model.model_id, str(Path(folder) / NAME))
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=contents.SUMMARY_STEP)])
+    # The same values again, attached to the model, so that the list of models can be compared, too.
+    metrics = [
+        Metric(name, value, run.info.start_time, contents.SUMMARY_STEP, model_id=model.model_id, run_id=run.info.run_id)
+        for name, value in contents.method_summary(method).items()
+    ]
+    client.log_batch(run.info.run_id, metrics=metrics)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return ""
+
+
+def dataset(entity: type, name: str, part: contents.DataSet):
+    """Return an MLflow data set. Its digest holds 36 characters; the whole SHA-256 is in the source and the profile."""
+    return entity(
+        name=f"{name} {part.part}",
+        digest=part.sha256[:36],
+        source_type="local",
+        source=json.dumps({"uri": f"data/split/{part.part}", "sha256": part.sha256}),
+        profile=json.dumps({"images": part.images, "sha256": part.sha256}),
+    )
+
+
+def signature(classes: list[str]) -> ModelSignature:
+    """Return the signature: a column ``image`` of base64 text; a label, then a probability for each class."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    probabilities = [ColSpec(DataType.double, name) for name in classes]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([ColSpec(DataType.string, "label"), *probabilities]),
+    )
+
+
+def requirements(method: Method) -> list[str]:
+    """Return the packages the model needs, pinned to what is installed. MLflow would load the model to find out."""
+    names = list(_ALWAYS)
+    if method.record.stage == "sweep":
+        names += [*_FOR_SWEEPS, *_FOR_METHOD.get(method.record.method, ())]
+    pinned = []
+    for name in names:
+        try:
+            pinned.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue  # tensorflow and tensorflow-cpu exclude each other
+    return pinned
+
+
+def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    files = {"run": str(method.directory)}
+    if method.backbone is not None:
+        files["backbone"] = str(method.backbone)
+    pyfunc.save_model(
+        str(path),
+        python_model=str(SERVING),
+        artifacts=files,
+        code_paths=[str(provenance.ROOT / "pipeline")],
+        signature=signature(method.record.classes),
+        pip_requirements=requirements(method),
+        mlflow_model=Model(artifact_path=NAME, run_id=run.info.run_id, model_id=model_id),
+    )

@@ -1,0 +1,101 @@
+"""What several test modules share: the project's root, its stages as DVC resolves them, and clones of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import params, provenance
+from pipeline.commands import demo
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml with its matrix item filled in."""
+
+    name: str
+    module: str
+    item: Mapping[str, str]
+    deps: frozenset[str]
+    params: frozenset[str]
+    outs: frozenset[str]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return provenance.ROOT
+
+
+@pytest.fixture(scope="session")
+def values(root: Path) -> dict[str, Any]:
+    """The committed params.yaml."""
+    return params.load(root / params.PARAMS_FILE)
+
+
+@pytest.fixture(scope="session")
+def stages(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Stage]:
+    """Every stage of dvc.yaml as DVC resolves it, read in a place that needs no git."""
+    from dvc.repo import Repo
+
+    place = tmp_path_factory.mktemp("stages")
+    (place / ".dvc").mkdir()
+    (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(root / name, place / name)
+    with Repo(str(place)) as repo:
+        return [_stage(stage) for stage in repo.index.stages]
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Environment variables for commands that tests start, without those of the `make` and the git around them."""
+    foreign = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "GPU")
+    return {name: value for name, value in demo.environment().items() if name not in foreign}
+
+
+@pytest.fixture
+def clone(root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a committed clone of the project, with values of params.yaml replaced."""
+    if not (root / ".git").exists():
+        pytest.skip("needs a git clone of the project")
+
+    def make(overrides: Mapping[str, Any] | None = None, leave_out: tuple[str, ...] = ()) -> Path:
+        destination = tmp_path / "clone"
+        demo.copy_project(root, destination, leave_out=leave_out)
+        demo.override_params(destination / params.PARAMS_FILE, overrides or {})
+        demo.commit(destination, "Clone")
+        return destination
+
+    return make
+
+
+def _stage(stage: Any) -> Stage:
+    from dvc.dependency import ParamsDependency
+
+    command = shlex.split(stage.cmd)
+    if command[:3] != ["python", "-m", "pipeline"] or len(command) % 2:
+        raise ValueError(f"dvc.yaml: {stage.name}: expected `python -m pipeline STAGE --ITEM NAME ...`: {stage.cmd}")
+    items = command[4:]
+    keys = {key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params}
+    return Stage(
+        name=stage.name,
+        module=f"pipeline.stages.{command[3]}",
+        item=dict(zip((name.removeprefix("--") for name in items[::2]), items[1::2], strict=True)),
+        deps=frozenset(_place(dep) for dep in stage.deps if not isinstance(dep, ParamsDependency)),
+        params=frozenset(keys),
+        outs=frozenset(_place(out) for out in stage.outs),
+    )
+
+
+def _place(output: Any) -> str:
+    return output.def_path.replace(os.sep, "/").rstrip("/")

@@ -1,0 +1,86 @@
+"""Bad params.yaml: what the message says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from pipeline import params, schema
+from pipeline.params import ParamsError
+
+
+@pytest.fixture
+def values(project_root):
+    return copy.deepcopy(params.load(project_root / "params.yaml"))
+
+
+def put(values: dict, key: str, value) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[last] = value
+
+
+def test_the_committed_params_are_valid(values):
+    schema.check(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("split.validation", 0.8, r"split\.validation must be less than 0\.5, received 0\.8"),
+        ("split.test", "a quarter", r"split\.test must be .*number, received 'a quarter'"),
+        ("seed", -1, r"seed must be an integer of at least 0, received -1"),
+        ("seed", True, r"seed must be an integer"),
+        ("images.square", "stretch", r"images\.square must be 'crop' or 'warp', received 'stretch'"),
+        ("backbones", ["efficientnet_lite9"], r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite0'\?\)"),
+        ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
+        ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),
+        ("head.epochs", 0, r"head\.epochs must be greater than or equal to 1, received 0"),
+        ("fine_tune.unfreeze.from_layer", "block5", r"exactly one of from_layer and last_blocks"),
+        ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
+        ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
+        ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_with_what_is_allowed(values, key, value, message):
+    put(values, key, value)
+    with pytest.raises(ParamsError, match=message):
+        schema.check(values)
+
+
+def test_an_unknown_key_names_its_neighbour(values):
+    values["split"]["vaildation"] = 0.2
+    with pytest.raises(ParamsError, match=r"split: unknown key 'vaildation' \(did you mean 'validation'\?\)"):
+        schema.check(values)
+
+
+def test_an_unknown_classifier_names_the_choices(values):
+    values["classifiers"]["lgbm"] = values["classifiers"].pop("lightgbm")
+    with pytest.raises(ParamsError, match=r"classifiers: unknown 'lgbm'.*Choose from: catboost, lightgbm"):
+        schema.check(values)
+
+
+def test_a_missing_key_is_an_error_not_a_default(values):
+    del values["augmentation"]["contrast"]
+    del values["compare"]
+    with pytest.raises(ParamsError) as error:
+        schema.check(values)
+    assert "augmentation.contrast is missing" in str(error.value)
+    assert "compare is missing" in str(error.value)
+
+
+def test_a_stage_cannot_read_what_it_does_not_declare(values):
+    given = params.Params(values, ("seed", "head"))
+    assert given.value("seed") == values["seed"]
+    assert given.value("head.epochs") == values["head"]["epochs"]
+    with pytest.raises(ParamsError, match="split is not among the keys this stage declares"):
+        given.value("split")
+
+
+def test_runs_are_what_is_declared_and_nothing_else(values):
+    values["fine_tune"]["backbones"] = []
+    values["classifiers"] = {"rbf_svm": values["classifiers"]["rbf_svm"]}
+    names = [run.name for run in params.declared_runs(values)]
+    assert names == ["efficientnet_lite0-rbf_svm", "efficientnet_lite0-head", "small_convnet-scratch"]
