@@ -141,7 +141,7 @@ def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
     with _figure(path, width=8.6, height=5.2) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="0.500  chance")
-        _draw(axes, lines)
+        _draw(axes, lines, note="area under the curve")
         axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, **_unit_square())
 
 
@@ -150,7 +150,7 @@ def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, pa
     with _figure(path, width=8.6, height=5.2) as figure:
         axes = figure.subplots()
         axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=f"{prevalence:.3f}  chance")
-        _draw(axes, lines)
+        _draw(axes, lines, note="average precision")
         axes.set(xlabel="recall", ylabel="precision", title=title, **_unit_square())
 
 
@@ -232,7 +232,8 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
             axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
                           textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
         # The champion's interval as a band, against which the others are read.
-        axes.axvspan(bars[0].low, bars[0].high, color=COLORS[0], alpha=0.08, linewidth=0)
+        if np.isfinite(bars[0].low):
+            axes.axvspan(bars[0].low, bars[0].high, color=COLORS[0], alpha=0.08, linewidth=0)
         axes.set_yticks(range(len(bars)), [_shown_name(bar.name, place) for place, bar in enumerate(bars)])
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.set(ylim=(len(bars) - 0.4, -0.7), xlabel=label)
@@ -269,11 +270,11 @@ def _shown_name(name: str, place: int) -> str:
     return f"{name} (champion)" if place == 0 else name
 
 
-def _draw(axes: Axes, lines: Sequence[Line]) -> None:
+def _draw(axes: Axes, lines: Sequence[Line], *, note: str) -> None:
     for line in lines:
         label = "  ".join(filter(None, [line.note, _shown_name(line.name, line.place)]))
         axes.plot(line.x, line.y, label=label, **_line_style(line.place))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, title=note, alignment="left")
 
 
 def _unit_square() -> dict[str, Any]:

@@ -5,9 +5,9 @@ An entry is one method on one network, a JSON object:
 - ``run``, ``method``, ``network``, ``backbone`` (null for a network without pretraining), ``stage``;
 - ``rank`` by validation, ``champion``, ``selected_by`` (the metric that validation chose by);
 - ``candidate``: name, parameters and convergence of the selected one; ``candidates``: how many, how many unconverged;
-- ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}}, the chosen metric;
-- ``against_champion``: the paired test on the test part and the difference in the chosen metric, method minus champion;
-  null for the champion itself;
+- ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}} on test;
+- ``against_champion``, null for the champion: on the test part, how often only one of the two is right, p, p_holm,
+  ``difference`` in the metric that chose, method minus champion, and ``ahead_on_test``;
 - ``cost``: counts of the selected model.
 
 Numbers have six significant digits, so that a diff shows changes and not noise; null is an undefined value.
@@ -46,6 +46,11 @@ def number(value: float) -> float | None:
 def numbers(values: Mapping[str, float]) -> dict[str, Any]:
     """Return a flat mapping with every float passed through `number`; counts stay as they are."""
     return {name: number(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def shown(value: float | None) -> str:
+    """Return three decimals, or a dash for an undefined value."""
+    return UNDEFINED if value is None else f"{value:.3f}"
 
 
 def title(network: str, method: str) -> str:
@@ -101,9 +106,9 @@ def leaderboard_text(entries: Sequence[Entry]) -> str:
             [
                 "*" if one["champion"] else "",
                 title(one["network"], one["method"]),
-                _shown(one["validation"][metric]["value"]),
+                shown(one["validation"][metric]["value"]),
                 _with_interval(one["test"][metric]),
-                *(_shown(one["test"][name]["value"]) for name in _others(metric)),
+                *(shown(one["test"][name]["value"]) for name in _others(metric)),
                 _p(one),
                 _amount(one["cost"]["trainable_parameters"]),
                 _amount(one["cost"]["multiply_adds"]),
@@ -136,9 +141,9 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
                 [
                     str(one["rank"]),
                     f"**{name}** (champion)" if one["champion"] else name,
-                    _shown(one["validation"][metric]["value"]),
+                    shown(one["validation"][metric]["value"]),
                     _with_interval(one["test"][metric]),
-                    *(_shown(one["test"][other]["value"]) for other in _others(metric)),
+                    *(shown(one["test"][other]["value"]) for other in _others(metric)),
                     _p(one),
                     _amount(one["cost"]["trainable_parameters"]),
                     _amount(one["cost"]["multiply_adds"]),
@@ -177,9 +182,9 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     if groups["chance"]:
         sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
     ahead = [
-        f"{title(one['network'], one['method'])} ({_shown(one['test'][metric]['value'])})"
+        f"{title(one['network'], one['method'])} ({shown(one['test'][metric]['value'])})"
         for one in others
-        if _ahead(one)
+        if one["against_champion"]["ahead_on_test"]
     ]
     if ahead:
         sentences.append(f"On test alone {_listed(ahead)} would rank higher; test does not choose.")
@@ -226,21 +231,12 @@ def _other_labels(metric: str) -> list[str]:
     return [LABELS[name] for name in _others(metric)]
 
 
-def _ahead(one: Entry) -> bool:
-    difference = one["against_champion"]["difference"]
-    return bool(difference["value"]) and difference["better"]
-
-
-def _shown(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.3f}"
-
-
 def _decimals(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
 
 def _with_interval(bounds: Mapping[str, float | None]) -> str:
-    return f"{_shown(bounds['value'])} [{_shown(bounds['low'])}, {_shown(bounds['high'])}]"
+    return f"{shown(bounds['value'])} [{shown(bounds['low'])}, {shown(bounds['high'])}]"
 
 
 def _p(one: Entry) -> str:

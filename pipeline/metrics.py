@@ -118,7 +118,7 @@ class Evaluation:
 
     @cached_property
     def rankings(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each scored class: images from the highest score down, whether each is positive, where each tie starts."""
+        """For each scored class: images from the highest score down, which are positive, where each tie starts."""
         found = []
         for column in self.scored_classes:
             scores = self.probabilities[:, column]
@@ -194,7 +194,7 @@ def expected_calibration_error(evaluation: Evaluation, weights: np.ndarray) -> n
     Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3. Each bin weighs as much as its images.
     """
     gaps = evaluation.confidence_bins * (evaluation.confidence - evaluation.correct)[:, None]
-    return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+    return _divide(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
 METRICS: Mapping[str, Callable[[Evaluation, np.ndarray], np.ndarray]] = {
@@ -285,7 +285,7 @@ def calibration(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return weights @ values / weights.sum(axis=1)
+    return _divide(weights @ values, weights.sum(axis=1))
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

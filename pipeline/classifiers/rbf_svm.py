@@ -133,7 +133,7 @@ def fit(
     features, labels = preparation.examples(train)
     weights = family.sample_weights(labels, parameters["class_weight"])
     everything = np.arange(len(labels))
-    folds = min(FOLDS, np.bincount(labels).min())
+    folds = min(FOLDS, int(np.bincount(labels).min()))
     cv = StratifiedKFold(folds, shuffle=True, random_state=seed) if folds > 1 else [(everything, everything)]
     features = features.astype(np.float64)
     gamma = parameters["gamma"]

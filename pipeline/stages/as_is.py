@@ -18,7 +18,8 @@ INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "data/ba
 OUTPUTS = ("results/as_is/{backbone}",)
 
 CLASS_COLUMNS = ("label", "images", "imagenet_class", "name", "top_1", "top_k", "mean_probability")
-SHEET_IMAGES, SHEET_CLASSES = 24, 12
+# A sheet stays one screen wide and about two high: many images of few classes, or few of many.
+SHEET_IMAGES, SHEET_CLASSES, SHEET_ROWS = 24, 12, 3
 
 
 class AsIsParams(Block):
@@ -108,7 +109,7 @@ def _write_sheet(
 
     image_params = params.block("images", images.ImageParams)
     shown = part.classes[:SHEET_CLASSES]
-    each = max(1, SHEET_IMAGES // len(shown)) // picture_sheet.COLUMNS * picture_sheet.COLUMNS or 1
+    rows = min(max(SHEET_IMAGES // len(shown) // picture_sheet.COLUMNS, 1), SHEET_ROWS)
     sections = {}
     for index, label in enumerate(shown):
         members = np.flatnonzero(part.labels == index).tolist()
@@ -117,7 +118,7 @@ def _write_sheet(
                 image=images.load(part.files[row], size=spec.input_size, params=image_params),
                 guesses=[(names[guess], float(probabilities[row, guess])) for guess in top[row]],
             )
-            for row in imagenet.evenly_spaced(members, min(each, 9))
+            for row in imagenet.evenly_spaced(members, rows * picture_sheet.COLUMNS)
         ]
     picture_sheet.draw(
         sections,

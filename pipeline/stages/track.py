@@ -7,10 +7,12 @@ next `dvc repro` fills a new one.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifacts, identity, metrics, params, provenance, tracking
-from pipeline.params import Params, Run
+from pipeline import artifacts, identity, metrics, provenance, tracking
+from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, say
 
 # The keys of every run, because the identity of what a run was computed from contains them.
@@ -25,44 +27,79 @@ OUTPUTS = (str(MARKER),)
 def main(params: Params, *, log: Log) -> None:
     comparison = collect(params)
     try:
-        say(f"MLflow: {fill(comparison)}")
+        fill(comparison)
     except tracking.TrackingError as error:
         print(
             f"warning: {error}. The results are not affected; `python -m pipeline sync` fills MLflow later.",
             file=sys.stderr,
         )
-    artifacts.write_json(
-        MARKER,
-        {
-            "leaderboard": artifacts.sha256_file(artifacts.LEADERBOARD),
-            "runs": {method.record.name: method.record_digest for method in comparison.methods},
-        },
-    )
+    runs = {method.record.name: method.record_digest for method in comparison.methods}
+    artifacts.write_json(MARKER, {"leaderboard": artifacts.sha256_file(artifacts.LEADERBOARD), "runs": runs})
 
 
-def fill(comparison: tracking.Comparison) -> tracking.Report:
-    """Add what the store lacks and print what a person must know. Raises TrackingError."""
+def fill(comparison: tracking.Comparison) -> None:
+    """Add what the store lacks and say what was added. Raises TrackingError."""
     report = tracking.sync(tracking.locate(), comparison)
+    say(f"MLflow: {report}")
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return report
 
 
 def collect(params: Params) -> tracking.Comparison:
-    """Return every declared run with its metrics, best first as the leaderboard has them."""
+    """Return every declared run with its metrics, best first. Raises ArtifactError if the comparison lacks one."""
     values = params.declared()
-    board = {entry["run"]: entry for entry in artifacts.read_json(artifacts.LEADERBOARD)}
-    runs = {run.name: run for run in params_module_runs(values)}
-    if missing := runs.keys() - board.keys():
-        raise artifacts.ArtifactError(
-            f"{artifacts.LEADERBOARD} lacks {', '.join(sorted(missing))}: run `dvc repro`"
-        )
+    entries = {entry["run"]: entry for entry in artifacts.read_json(artifacts.LEADERBOARD)}
+    runs = {run.name: run for run in declared_runs(values)}
+    if missing := sorted(runs.keys() - entries.keys()):
+        raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} lacks {', '.join(missing)}: run `dvc repro`")
     sha256 = identity.remembering()
-    methods = [_method(runs[name], board[name], params, sha256) for name in board if name in runs]
+    files = (artifacts.LEADERBOARD.with_suffix(".md"), artifacts.LEADERBOARD, FIGURES)
     return tracking.Comparison(
         dataset=values["dataset"]["source"],
         parts=tuple(_part(name) for name in artifacts.PARTS),
-        methods=tuple(methods),
+        methods=tuple(_method(runs[name], entries[name], params, sha256) for name in entries if name in runs),
         environment=provenance.environment(),
-        files=tuple(path for path in (artifacts.LEADERBOARD.with_suffix(".md"), artifacts.LEADERBOARD, FIGURES) if path.exists()),
+        files=tuple(path for path in files if path.exists()),
     )
+
+
+def _part(name: str) -> tracking.DataSet:
+    part = artifacts.read_part(name)
+    return tracking.DataSet(name, len(part), provenance.digest(list(zip(part.paths, part.sha256, strict=True))))
+
+
+def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable[[Path], str]) -> tracking.Method:
+    directory = artifacts.RUNS / run.name
+    record = artifacts.read_record(directory / "record.json")
+    # A score without a value, such as the ROC-AUC of a single class, is null in the leaderboard.
+    test = {name: score for name, score in entry["test"].items() if score["value"] is not None}
+    return tracking.Method(
+        record=record,
+        record_digest=identity.record_digest(directory),
+        directory=directory,
+        input_key=_input_key(run, params, sha256),
+        validation=_validation(record, directory, params),
+        test={name: tracking.Interval(score["value"], score["low"], score["high"]) for name, score in test.items()},
+        champion=entry["champion"],
+        backbone=artifacts.BACKBONES / run.network if run.stage == "sweep" else None,
+    )
+
+
+def _validation(record: artifacts.Record, directory: Path, params: Params) -> tuple[dict[str, float], ...]:
+    labels = artifacts.read_part("validation").labels
+    selection = params.block("selection", metrics.SelectionParams)
+    positive = metrics.positive_index(record.classes, selection)
+    bins = params.value("compare.calibration_bins")
+    predictions = artifacts.read_predictions(directory / "predictions.npz")
+    return tuple(
+        metrics.compute(probabilities, labels, positive=positive, calibration_bins=bins)
+        for probabilities in predictions.validation
+    )
+
+
+def _input_key(run: Run, params: Params, sha256: Callable[[Path], str]) -> str | None:
+    """Return the run's input key, or None where only its results were fetched, and not what it was computed from."""
+    try:
+        return identity.inputs_of(run, params.declared()).key(sha256)
+    except artifacts.ArtifactError:
+        return None

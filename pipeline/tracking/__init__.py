@@ -8,10 +8,10 @@ This package is the only importer of mlflow, next to ``pipeline/serving.py``, wh
 
 from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name
 from pipeline.tracking.live import Live, live
-from pipeline.tracking.store import Store, TrackingError, locate
+from pipeline.tracking.store import SETTINGS, Store, TrackingError, locate
 from pipeline.tracking.sync import Report, sync
 
 __all__ = [
-    "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Store", "TrackingError",
+    "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Store", "TrackingError",
     "experiment_name", "live", "locate", "sync",
 ]  # fmt: skip

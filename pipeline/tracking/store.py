@@ -28,7 +28,7 @@ SQLITE = "sqlite:///"
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_LOCK = 120
 
-_SETTINGS = {
+SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -130,7 +130,7 @@ def translated(store: Store) -> Iterator[None]:
 
 def quiet() -> None:
     """Keep MLflow and its migrations off the console and off the network, unless the user's environment differs."""
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,233 @@
+"""prune, lock and demo: what they remove, say and copy, and above all what they leave alone."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import params
+from pipeline.commands import demo, lock, prune
+from pipeline.errors import BakeoffError
+
+VALUES = {
+    "backbones": ["kept"],
+    "classifiers": {"svm": {}},
+    "head": {"backbones": ["kept"]},
+    "fine_tune": {"backbones": []},
+    "scratch": {"networks": ["small"]},
+}
+DECLARED = ("results/runs/kept-svm", "results/runs/kept-head", "results/runs/small-scratch", "data/backbones/kept")
+DECLARED += ("data/features/kept", "results/as_is/kept")
+STRAYS = ("results/runs/kept-fine_tune", "results/runs/gone-svm", "data/backbones/gone", "data/features/gone")
+STRAYS += ("results/as_is/gone",)
+
+
+def arguments(module, *texts: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args(texts)
+
+
+# --- prune ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A directory with params.yaml, and with results of declared and of other items."""
+    for name in (*DECLARED, *STRAYS, "data/images/gone", "results/figures"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name, encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_prune_removes_exactly_what_params_do_not_declare_and_names_it(project, capsys):
+    assert prune.main(arguments(prune)) == 0
+    assert not [name for name in STRAYS if (project / name).exists()]
+    assert all((project / name / "file").exists() for name in (*DECLARED, "data/images/gone", "results/figures"))
+    said = capsys.readouterr().out
+    assert [line.split()[1].rstrip(":") for line in said.splitlines()] == sorted(STRAYS)
+    assert prune.main(arguments(prune)) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_prune_dry_run_names_and_removes_nothing(project, capsys):
+    prune.main(arguments(prune, "--dry-run"))
+    assert len(capsys.readouterr().out.splitlines()) == len(STRAYS)
+    assert all((project / name).exists() for name in STRAYS)
+
+
+def test_prune_removes_a_link_but_not_what_it_points_to(project, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "precious").write_text("", encoding="utf-8")
+    (project / "results/runs/linked").symlink_to(elsewhere)
+    (project / "results/runs/dangling").symlink_to(elsewhere / "nothing")
+    prune.main(arguments(prune))
+    assert (elsewhere / "precious").exists()
+    assert not [path for path in (project / "results/runs").iterdir() if path.is_symlink()]
+
+
+def test_prune_does_not_enter_a_linked_directory_of_items(project, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "precious").write_text("", encoding="utf-8")
+    prune.remove(project / "results/as_is")
+    (project / "results/as_is").symlink_to(elsewhere)
+    prune.main(arguments(prune))
+    assert (elsewhere / "precious").exists()
+
+
+def test_prune_before_the_first_run_has_nothing_to_do(tmp_path):
+    assert prune.strays(VALUES, tmp_path) == []
+
+
+# --- lock ----------------------------------------------------------------------------------------------------------
+
+
+def lock_text(**digests: str) -> str:
+    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": digest}]}
+              for name, digest in digests.items()}  # fmt: skip
+    return yaml.safe_dump({"schema": "2.0", "stages": stages})
+
+
+def git(*command: str) -> None:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *identity, *command], check=True, capture_output=True, env=demo.environment())
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    return tmp_path
+
+
+def commit_lock(text: str) -> None:
+    Path("dvc.lock").write_text(text, encoding="utf-8")
+    git("add", "dvc.lock")
+    git("commit", "-m", "lock")
+
+
+def test_lock_counts_identical_outputs(repository, capsys):
+    commit_lock(lock_text(a="1", b="2"))
+    assert lock.main(arguments(lock, "--check")) == 0
+    assert capsys.readouterr().out == "2 of 2 outputs identical to the committed lock\n"
+
+
+def test_lock_names_what_differs_is_new_or_missing(repository, capsys):
+    commit_lock(lock_text(a="1", b="2", c="3"))
+    Path("dvc.lock").write_text(lock_text(a="1", b="9", d="4"), encoding="utf-8")
+    assert lock.main(arguments(lock)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 4 outputs identical to the committed lock:",
+        "  different: b.npy (b)",
+        "  new: d.npy (d)",
+        "  missing: c.npy (c)",
+    ]
+    assert lock.main(arguments(lock, "--check")) == 1
+
+
+def test_lock_compares_with_any_revision(repository, capsys):
+    commit_lock(lock_text(a="1"))
+    commit_lock(lock_text(a="2"))
+    assert lock.main(arguments(lock, "--check")) == 0
+    assert lock.main(arguments(lock, "--check", "--revision", "HEAD~1")) == 1
+    assert "0 of 1 outputs identical to the lock at HEAD~1" in capsys.readouterr().out
+
+
+def test_lock_without_a_committed_lock_says_so(repository, capsys):
+    Path("dvc.lock").write_text(lock_text(a="1"), encoding="utf-8")
+    assert lock.main(arguments(lock)) == 0
+    git("commit", "--allow-empty", "-m", "nothing")
+    assert lock.main(arguments(lock)) == 0
+    assert capsys.readouterr().out == "No dvc.lock at HEAD: nothing to compare 1 outputs with\n" * 2
+
+
+def test_lock_refuses_an_unknown_revision_and_a_missing_lock(repository):
+    with pytest.raises(BakeoffError, match=r"dvc\.lock is missing"):
+        lock.main(arguments(lock))
+    commit_lock(lock_text(a="1"))
+    with pytest.raises(BakeoffError, match="'nosuch' is no commit"):
+        lock.main(arguments(lock, "--revision", "nosuch"))
+
+
+# --- demo ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch) -> Path:
+    """A git clone with tracked, new, ignored and deleted files."""
+    directory = tmp_path / "a source"
+    (directory / "pipeline").mkdir(parents=True)
+    monkeypatch.chdir(directory)
+    for name in ("params.yaml", "pipeline/a.py", "deleted", "dvc.lock"):
+        Path(name).write_text(name, encoding="utf-8")
+    Path(".gitignore").write_text("/.venv/\n/.demo/\n", encoding="utf-8")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "-m", "first")
+    Path("deleted").unlink()
+    Path("new ü").write_text("new", encoding="utf-8")
+    Path(".venv").mkdir()
+    Path(".venv/python").write_text("", encoding="utf-8")
+    return directory
+
+
+def names(directory: Path) -> set[str]:
+    files = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    return {path.as_posix() for path in files if path.parts[0] != ".git"}
+
+
+def test_copy_holds_tracked_and_new_files_and_no_ignored_ones(source):
+    demo.copy_project(source, source / ".demo", leave_out=("dvc.lock",))
+    assert names(source / ".demo") == {".gitignore", "params.yaml", "pipeline/a.py", "new ü"}
+
+
+def test_copying_again_follows_the_source_and_keeps_the_results_of_the_copy(source):
+    copy = source / ".demo"
+    demo.copy_project(source, copy, leave_out=("dvc.lock", "results"))
+    (copy / "results").mkdir()
+    for name in ("dvc.lock", "results/metrics.json"):
+        (copy / name).write_text("of the copy", encoding="utf-8")
+    demo.commit(copy, "first")
+    (source / "pipeline/a.py").rename(source / "pipeline/b.py")
+    demo.copy_project(source, copy, leave_out=("dvc.lock", "results"))
+    assert "pipeline/b.py" in names(copy) and "pipeline/a.py" not in names(copy)
+    assert (copy / "dvc.lock").read_text(encoding="utf-8") == "of the copy"
+    assert (copy / "results/metrics.json").exists()
+
+
+def test_copying_what_is_no_git_clone_is_refused(tmp_path):
+    with pytest.raises(BakeoffError, match="no git clone"):
+        demo.copy_project(tmp_path, tmp_path / "copy")
+
+
+def test_overriding_keeps_comments_and_every_other_value(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 0 # the seed\nhead: # block\n  epochs: 6\n  rate: 0.003\nlist: [a, b]\n", encoding="utf-8")
+    demo.override_params(path, {"head.epochs": 2, "list": []})
+    assert params.load(path) == {"seed": 0, "head": {"epochs": 2, "rate": 0.003}, "list": []}
+    assert "# the seed" in path.read_text(encoding="utf-8")
+    with pytest.raises(params.ParamsError, match="did you mean 'epochs'"):
+        demo.override_params(path, {"head.epoch": 2})
+
+
+def test_demo_parameters_are_valid_and_declare_three_methods(root, tmp_path):
+    from pipeline import schema
+
+    path = tmp_path / "params.yaml"
+    path.write_bytes((root / "params.yaml").read_bytes())
+    demo.override_params(path, demo.OVERRIDES)
+    values = params.load(path)
+    schema.check(values)
+    assert [run.method for run in params.declared_runs(values)] == ["logistic_regression", "head", "scratch"]
+
+
+def test_a_copy_has_a_store_and_a_repository_of_its_own(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "GIT_DIR"):
+        monkeypatch.setenv(name, "somewhere")
+        assert name not in demo.environment()
