@@ -18,6 +18,10 @@ from pipeline import params, provenance
 from pipeline.errors import BakeoffError
 from pipeline.progress import Log, NoLog
 
+# Set before anything imports TensorFlow: its greetings would bury what a stage has to say.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
 # Stage -> what its matrix item is called on the command line.
 STAGES: dict[str, tuple[str, ...]] = {
     "dataset": (),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,7 +127,6 @@ class Fit:
 
 def prepare(*, threads: int, seed: int) -> None:
     """Make this process train deterministically: call once, before the first network is built."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
     import tensorflow as tf
 

@@ -127,7 +127,6 @@ def test_saving_and_loading_changes_no_probability_and_no_cost(name, dataset, tm
     loaded = family.find(name).load(tmp_path)
     np.testing.assert_array_equal(loaded.predict_proba(test), model.predict_proba(test))
     assert loaded.cost() == model.cost()
-    assert saved(loaded, tmp_path / "again") == saved(model, tmp_path / "first")
 
 
 @families

@@ -39,10 +39,6 @@ MAY_IMPORT = {
     "mlflow": {"tracking"},
 }
 
-# Name of the import -> name of the package, where they differ.
-PACKAGES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "ruamel": "ruamel.yaml", "elpv": "elpv-dataset"}
-PACKAGES |= {"elpv_dataset": "elpv-dataset", "tensorflow": "tensorflow-cpu"}
-
 
 def files(*folders: str) -> list[Path]:
     return sorted(file for folder in folders for file in (provenance.ROOT / folder).rglob("*.py"))

@@ -93,10 +93,10 @@ def fit(
     )
     history = [float(value) for value in booster.get_evals_result()["validation"][loss]]
     best = booster.best_iteration_ + 1
-    # CatBoost stores a random identifier and the time. The number of threads is a property of the machine.
+    # CatBoost stores a random identifier, the time, and the number of threads, which is a property of the machine.
     metadata = booster.get_metadata()
     metadata["model_guid"] = metadata["train_finish_time"] = ""
-    metadata["params"] = re.sub(r'"thread_count":-?\d+', '"thread_count":-1', metadata["params"])
+    metadata["params"] = re.sub(r'"thread_count":\d+', '"thread_count":1', metadata["params"])
     return family.Fit(
         Model(preparation, booster),
         converged=len(history) - best >= params.patience,
