@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,11 +233,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 def read_predictions(path: Path) -> Predictions:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             predictions = Predictions(arrays["validation"], arrays["test"])
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path} is not a whole predictions file: {error}") from None
     _check_predictions(path, predictions)
     return predictions

@@ -199,13 +199,14 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
         row |= {"candidate": one["candidate"]["name"], "converged": one["candidate"]["converged"]}
         row |= {"candidates": one["candidates"]["count"], "unconverged": one["candidates"]["unconverged"]}
         for part in ("validation", "test"):
-            for metric, bounds in one[part].items():
+            for metric in LABELS:
+                bounds = one[part][metric]
                 row[f"{part}_{metric}"] = _decimals(bounds["value"])
                 row |= {f"{part}_{metric}_{bound}": _decimals(bounds[bound]) for bound in ("low", "high")}
         paired = one["against_champion"]
         row |= {name: f"{paired[name]:.4g}" if paired else None for name in ("p", "p_holm")}
         row["difference"] = _decimals(paired["difference"]["value"]) if paired else None
-        rows.append(row | one["cost"])
+        rows.append(row | {name: one["cost"][name] for name in artifacts.Cost.model_fields})
     return list(rows[0]), rows
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,13 @@ def load(directory: Path) -> keras.Model:
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise artifacts.ArtifactError(f"{directory} does not hold a whole network: {error}") from error
     return model
+
+
+def stored_bytes(model: keras.Model) -> int:
+    """Return how many bytes `save` writes for the network."""
+    with tempfile.TemporaryDirectory(prefix="bakeoff-") as directory:
+        save(model, Path(directory))
+        return sum(file.stat().st_size for file in Path(directory).iterdir())
 
 
 def cut(model: keras.Model, layer_name: str) -> keras.Model:

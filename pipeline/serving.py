@@ -23,7 +23,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         backbones = Path(context.artifacts.get("backbone", run)).parent
         self.predictor = predictor.load(run, backbones)
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pandas.DataFrame, params=None) -> pandas.DataFrame:
         """Return the labels and probabilities, a row an image. Raises ValueError for text that is no base64."""
         images = [_decode(row, text) for row, text in enumerate(model_input["image"])]
         probabilities = self.predictor.probabilities(images)

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "logistic_regression": ({"C": 0.1, **COMMON}, {}),
     "rbf_svm": ({"C": 3.0, "gamma": "scale", **COMMON}, {}),
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
 SEED = 4_000_000_000  # child seeds use all 32 bits
 
 families = pytest.mark.parametrize("name", sorted(CASES))
@@ -104,7 +105,7 @@ def test_checking_params_imports_no_learning_library():
         "[params.parse(values[name], family.find(name).Params, where=name) for name in table.FAMILIES]\n"
         "print({'sklearn', 'lightgbm', 'catboost', 'scipy', 'tensorflow'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
 
@@ -137,7 +138,7 @@ def test_same_seed_gives_the_same_bytes_in_another_process(name, tmp_path):
         "import sys; from pathlib import Path; from tests.test_classifiers import data, fit, saved\n"
         f"saved(fit({name!r}, *data('wine')[:2], n_classes=3).model, Path(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], cwd=ROOT, check=True)
     assert {file.name: file.read_bytes() for file in sorted((tmp_path / "there").iterdir())} == here
     there = family.find(name).load(tmp_path / "there")
     np.testing.assert_array_equal(there.predict_proba(test), family.find(name).load(tmp_path / "here").predict_proba(test))

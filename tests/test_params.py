@@ -11,8 +11,9 @@ from pipeline.params import ParamsError
 
 
 @pytest.fixture
-def values(project_root):
-    return copy.deepcopy(params.load(project_root / "params.yaml"))
+def values(values):
+    """The committed params.yaml, to be changed freely."""
+    return copy.deepcopy(values)
 
 
 def put(values: dict, key: str, value) -> None:

@@ -23,9 +23,10 @@ PACKAGE = provenance.ROOT / "pipeline"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks",),
-    ("backbones", "classifiers", "convnets", "curves", "datasets", "figures", "images", "inference", "leaderboard")
-    + ("metrics", "splits", "statistics", "tracking", "training"),
-    ("network_runs", "predictor"),
+    ("backbones", "classifiers", "convnets", "curves", "datasets", "figures", "imagenet", "images")
+    + ("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
+    ("comparison", "network_runs", "predictor"),
+    ("serving",),
     ("stages",),
     ("schema",),
     ("commands",),
@@ -36,7 +37,8 @@ MAY_IMPORT = {
     "tensorflow": {"networks", "backbones", "convnets", "inference", "training", "network_runs"},
     "keras": {"networks", "backbones", "convnets", "inference", "training", "network_runs"},
     "openvino": {"inference"},
-    "mlflow": {"tracking"},
+    # serving.py is the code of the logged model: MLflow runs it, nothing here imports it.
+    "mlflow": {"tracking", "serving"},
 }
 
 
@@ -160,7 +162,9 @@ def test_heavy_libraries_are_imported_late_and_only_where_they_belong(library):
         names = {name.split(".")[0] for name in imports(tree(file))}
         if library in names:
             assert module_of(file) in MAY_IMPORT[library], f"{file} imports {library}"
-        assert library not in {name.split(".")[0] for name in imports(tree(file), top_only=True)}, f"{file}: import late"
+        if file.name != "serving.py":
+            early = {name.split(".")[0] for name in imports(tree(file), top_only=True)}
+            assert library not in early, f"{file}: import {library} inside the function that needs it"
 
 
 def test_a_sweep_imports_no_tensorflow(stages):

@@ -31,7 +31,7 @@ def dataset(per_cell: int = 40) -> list:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sizes=st.lists(st.integers(12, 60), min_size=2, max_size=5),
+    sizes=st.lists(st.integers(30, 80), min_size=2, max_size=5),
     test=st.floats(0.1, 0.45),
     validation=st.floats(0.1, 0.45),
     seed=st.integers(0, 10**6),

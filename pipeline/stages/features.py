@@ -23,9 +23,8 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     source = artifacts.BACKBONES / backbone
     spec = networks.read_spec(source)
     say(f"preparing {backbone} for {compute.threads} threads")
-    engine = inference.FrozenNetwork(
-        networks.cut(networks.load(source), spec.feature_layer), threads=compute.threads
-    )
+    trunk = networks.cut(networks.load(source), spec.feature_layer)
+    engine = inference.FrozenNetwork(trunk, threads=compute.threads)
     with artifacts.whole_directory(artifacts.FEATURES / backbone) as directory:
         for name in artifacts.PARTS:
             part = artifacts.read_part(name)
@@ -47,5 +46,8 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
             "width": spec.feature_width,
             "input_size": spec.input_size,
             "images": image_params.model_dump(),
+            "parameters": networks.count_parameters(trunk),
+            "multiply_adds": networks.multiply_adds(trunk),
+            "network_bytes": networks.stored_bytes(trunk),
         }
         artifacts.write_json(directory / "meta.json", meta)

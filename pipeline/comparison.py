@@ -1,0 +1,229 @@
+"""Finished runs to a comparison, all in memory: who is best on validation, and what test says of everyone.
+
+`rank` and the selected candidates follow from validation alone; test labels reach only numbers that are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import artifacts, leaderboard, metrics, seeds, statistics
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every run is measured by: the parts with their labels, the metric that chooses, how sure to be."""
+
+    sizes: Mapping[str, int]
+    validation: artifacts.Part
+    test: artifacts.Part
+    test_labels: np.ndarray
+    selection: metrics.SelectionParams
+    positive: int | None
+    compare: statistics.CompareParams
+    seed: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.validation.classes
+
+    def evaluate(self, probabilities: np.ndarray, labels: np.ndarray) -> metrics.Evaluation:
+        return metrics.Evaluation(
+            probabilities, labels, positive=self.positive, calibration_bins=self.compare.calibration_bins
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One run and the evaluations of its selected candidate; ``strata``: rows of a stratum and their evaluation."""
+
+    record: artifacts.Record
+    predictions: artifacts.Predictions
+    validation: metrics.Evaluation
+    test: metrics.Evaluation
+    strata: Mapping[str, tuple[np.ndarray, metrics.Evaluation]]
+
+    @property
+    def title(self) -> str:
+        return leaderboard.title(self.record.network, self.record.method)
+
+
+def evaluate(record: artifacts.Record, predictions: artifacts.Predictions, protocol: Protocol) -> Method:
+    """Return a run with its evaluations on validation, on test, and on each stratum of test if there are several."""
+    test_strata = np.array(protocol.test.strata)
+    names = sorted(set(protocol.test.strata))
+    strata = {}
+    # A single stratum would be the whole part once more.
+    for name in names if len(names) > 1 else []:
+        rows = np.flatnonzero(test_strata == name)
+        strata[name] = (rows, protocol.evaluate(predictions.test[rows], protocol.test_labels[rows]))
+    return Method(
+        record=record,
+        predictions=predictions,
+        validation=protocol.evaluate(predictions.validation[record.selected], protocol.validation.labels),
+        test=protocol.evaluate(predictions.test, protocol.test_labels),
+        strata=strata,
+    )
+
+
+def rank(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
+    """Return the methods best first by the chosen metric on validation, then log loss, then order; the first wins."""
+    order = metrics.ranking(
+        np.stack([method.validation.probabilities for method in methods]),
+        protocol.validation.labels,
+        metric=protocol.selection.metric,
+        positive=protocol.positive,
+    )
+    return [methods[index] for index in order]
+
+
+def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.Entry]:
+    """Return the leaderboard of methods that `rank` ordered, with intervals and paired tests."""
+    validation = _resampled({method.record.name: method.validation.measure for method in ranked}, "validation", protocol)
+    measures = {method.record.name: _with_strata(method, protocol.selection.metric) for method in ranked}
+    test = _resampled(measures, "test", protocol)
+    against = _against_champion(ranked, test, protocol)
+    metric, confidence = protocol.selection.metric, protocol.compare.confidence
+    found = []
+    for rank, method in enumerate(ranked, start=1):
+        name = method.record.name
+        strata = {}
+        for stratum, (rows, evaluation) in method.strata.items():
+            value = float(evaluation.measure(names=[metric])[metric][0])
+            interval = statistics.percentile_interval(value, test[name][_stratum_key(stratum)], confidence=confidence)
+            strata[stratum] = {"n": len(rows), **leaderboard.numbers(interval._asdict())}
+        found.append(
+            leaderboard.entry(
+                method.record,
+                rank=rank,
+                selected_by=metric,
+                validation=_intervals(method.validation, validation[name], confidence),
+                test=_intervals(method.test, test[name], confidence),
+                strata=strata,
+                against_champion=against.get(name),
+            )
+        )
+    return found
+
+
+def _resampled(
+    measures: Mapping[str, statistics.Measure], part: str, protocol: Protocol
+) -> dict[str, dict[str, np.ndarray]]:
+    return statistics.bootstrap(
+        measures,
+        protocol.sizes[part],
+        samples=protocol.compare.bootstrap_samples,
+        generator=seeds.generator(protocol.seed, "compare", part),
+    )
+
+
+def _with_strata(method: Method, metric: str) -> statistics.Measure:
+    """Return a measure of all metrics on test, and of ``metric`` within each stratum, on the same resamples."""
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = method.test.measure(weights)
+        for stratum, (rows, evaluation) in method.strata.items():
+            found[_stratum_key(stratum)] = evaluation.measure(weights[:, rows], names=[metric])[metric]
+        return found
+
+    return measure
+
+
+def _stratum_key(stratum: str) -> str:
+    return f"stratum: {stratum}"
+
+
+def _intervals(
+    evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], confidence: float
+) -> dict[str, dict[str, float | None]]:
+    return {
+        name: leaderboard.numbers(
+            statistics.percentile_interval(float(value[0]), resampled[name], confidence=confidence)._asdict()
+        )
+        for name, value in evaluation.measure().items()
+    }
+
+
+def _against_champion(
+    ranked: Sequence[Method], resampled: Mapping[str, Mapping[str, np.ndarray]], protocol: Protocol
+) -> dict[str, dict[str, Any]]:
+    """Return for every method but the champion its paired comparison with the champion on test."""
+    champion, *others = ranked
+    metric = protocol.selection.metric
+    reached = {method.record.name: float(method.test.measure(names=[metric])[metric][0]) for method in ranked}
+    best = champion.record.name
+    tests = [statistics.mcnemar(champion.test.correct, method.test.correct) for method in others]
+    corrected = statistics.holm([test.p for test in tests])
+    found = {}
+    for method, test, p_holm in zip(others, tests, corrected, strict=True):
+        name = method.record.name
+        difference = statistics.percentile_interval(
+            reached[name] - reached[best],
+            resampled[name][metric] - resampled[best][metric],
+            confidence=protocol.compare.confidence,
+        )
+        found[name] = {
+            "only_champion_right": test.only_first_right,
+            "only_method_right": test.only_second_right,
+            "p": leaderboard.number(test.p),
+            "p_holm": leaderboard.number(p_holm),
+            "difference": leaderboard.numbers(difference._asdict()),
+            "ahead_on_test": metrics.is_better(metric, reached[name], reached[best]),
+        }
+    return found
+
+
+def details(ranked: Sequence[Method], found: Sequence[leaderboard.Entry], protocol: Protocol) -> dict[str, Any]:
+    """Return details.json: every candidate on validation, and every method per class, per stratum, cell by cell."""
+    return {
+        "classes": list(protocol.classes),
+        "positive_class": protocol.selection.positive_class,
+        "selected_by": protocol.selection.metric,
+        "images": dict(protocol.sizes),
+        "intervals": protocol.compare.model_dump(),
+        "champion": ranked[0].record.name,
+        "paired_tests": {entry["run"]: entry["against_champion"] for entry in found[1:]},
+        "runs": {
+            method.record.name: _run_details(method, entry, protocol)
+            for method, entry in zip(ranked, found, strict=True)
+        },
+    }
+
+
+def _run_details(method: Method, entry: leaderboard.Entry, protocol: Protocol) -> dict[str, Any]:
+    evaluations = {"validation": method.validation, "test": method.test}
+    candidates = [
+        {
+            "name": candidate.name,
+            "parameters": candidate.parameters,
+            "converged": candidate.converged,
+            "validation": _values(protocol.evaluate(probabilities, protocol.validation.labels)),
+        }
+        for candidate, probabilities in zip(method.record.candidates, method.predictions.validation, strict=True)
+    ]
+    return {
+        "selected": method.record.selected,
+        "candidates": candidates,
+        "intervals": {part: entry[part] for part in evaluations},
+        "per_class": {
+            part: {
+                name: leaderboard.numbers(values)
+                for name, values in metrics.per_class(
+                    evaluation.probabilities, evaluation.labels, protocol.classes
+                ).items()
+            }
+            for part, evaluation in evaluations.items()
+        },
+        "per_stratum": {
+            stratum: {"n": len(rows), **_values(evaluation)} for stratum, (rows, evaluation) in method.strata.items()
+        },
+        "confusion": {part: metrics.confusion(evaluation).tolist() for part, evaluation in evaluations.items()},
+    }
+
+
+def _values(evaluation: metrics.Evaluation) -> dict[str, float | None]:
+    return {name: leaderboard.number(float(value[0])) for name, value in evaluation.measure().items()}

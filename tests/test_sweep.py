@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from pipeline import artifacts, metrics
+from pipeline.classifiers import logistic_regression, table
+from pipeline.params import Params, ParamsError
+from pipeline.progress import NoLog
+from pipeline.stages import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ("benign", "malignant")
+NETWORK_COST = {"parameters": 1000, "multiply_adds": 2000, "network_bytes": 3000}
+RUN = Path("results/runs/tiny-logistic_regression")
+ONE = {"scale": ["standard"], "class_weight": [None]}
+BLOCKS = {
+    "catboost": {
+        "search": "grid", "trees": 5, "patience": 2,
+        "grid": {"depth": [2], "learning_rate": [0.3], "l2_leaf_reg": [3.0], "feature_fraction": [0.5], **ONE},
+    },
+    "lightgbm": {
+        "search": "grid", "trees": 5, "patience": 2,
+        "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.5], "min_data_in_leaf": [5], **ONE},
+    },
+    "logistic_regression": {"search": "grid", "grid": {"C": [0.0001, 0.1, 1.0], **ONE}},
+    "rbf_svm": {"search": "grid", "grid": {"C": [1.0], "gamma": ["scale"], **ONE}},
+}  # fmt: skip
+VALUES = {
+    "seed": 0,
+    "compute": {"threads": 2, "batch_size": 16},
+    "selection": {"metric": "accuracy", "positive_class": "malignant"},
+    "classifiers": BLOCKS,
+}
+
+
+class Steps(NoLog):
+    def __init__(self):
+        self.taken = []
+
+    def step(self, step, metrics):
+        self.taken.append((step, dict(metrics)))
+
+
+def write_project(root: Path) -> None:
+    """Write what the stages before a sweep leave: a manifest and features, here the breast cancer data."""
+    features, labels = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    parts = np.resize(["train", "train", "validation", "test"], len(labels))
+    rows = [
+        {"path": f"{part}/{CLASSES[label]}/{row}.png", "label": CLASSES[label], "split": part, "group": row,
+         "stratum": "", "sha256": f"{row:064x}"}
+        for row, (part, label) in enumerate(zip(parts, labels, strict=True))
+    ]  # fmt: skip
+    artifacts.write_csv(root / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    directory = root / artifacts.FEATURES / "tiny"
+    directory.mkdir(parents=True)
+    for part in artifacts.PARTS:
+        np.save(directory / f"{part}.npy", features[parts == part].astype(np.float32))
+    artifacts.write_json(directory / "meta.json", NETWORK_COST)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(classifier: str = "logistic_regression", log: NoLog | None = None) -> None:
+    reads = [key.format(backbone="tiny", classifier=classifier) for key in sweep.READS]
+    sweep.main(Params(VALUES, reads), backbone="tiny", classifier=classifier, log=log or NoLog())
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+def test_a_sweep_keeps_every_candidate_and_the_model_that_validation_prefers(project):
+    run()
+    record = artifacts.read_record(RUN / "record.json")
+    predictions = artifacts.read_predictions(RUN / "predictions.npz")
+    labels = artifacts.read_part("validation").labels
+    assert [candidate.name for candidate in record.candidates] == ["C=0.0001", "C=0.1", "C=1"]
+    assert predictions.validation.shape == (3, len(labels), 2)
+    assert record.selected == metrics.select(predictions.validation, labels, metric="accuracy", positive=1) != 0
+    model = logistic_regression.load(RUN)
+    for part, saved in (("validation", predictions.validation[record.selected]), ("test", predictions.test)):
+        features = np.load(artifacts.FEATURES / "tiny" / f"{part}.npy")
+        np.testing.assert_array_equal(model.predict_proba(features), saved)
+
+
+def test_the_record_says_what_went_in_and_what_the_model_costs(project):
+    run()
+    record = artifacts.read_record(RUN / "record.json")
+    features = "data/features/tiny"
+    assert record.name == RUN.name
+    assert record.classes == list(CLASSES)
+    assert record.parameters["classifiers.logistic_regression"] == BLOCKS["logistic_regression"]
+    assert sorted(record.inputs) == [
+        *(f"{features}/{name}" for name in ("meta.json", "test.npy", "train.npy", "validation.npy")),
+        "data/split/manifest.csv",
+    ]
+    assert all(digest == artifacts.sha256_file(Path(path)) for path, digest in record.inputs.items())
+    files = sum((RUN / name).stat().st_size for name in ("model.npz", "preparation.npz"))
+    assert record.cost == artifacts.Cost(
+        trainable_parameters=31, total_parameters=1031, model_bytes=3000 + files, multiply_adds=2030
+    )
+    assert artifacts.read_json(RUN / "features.json") == NETWORK_COST
+
+
+def test_every_candidate_is_logged_with_its_validation_score(project):
+    log = Steps()
+    run(log=log)
+    predictions = artifacts.read_predictions(RUN / "predictions.npz")
+    labels = artifacts.read_part("validation").labels
+    scores = [metrics.score("accuracy", each, labels, positive=1) for each in predictions.validation]
+    assert log.taken == [(index, {"validation_accuracy": score}) for index, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize("classifier", sorted(table.FAMILIES))
+def test_two_sweeps_write_the_same_bytes_and_leave_no_cache(project, classifier):
+    directory = project / f"results/runs/tiny-{classifier}"
+    run(classifier)
+    first = contents(directory)
+    run(classifier)
+    assert contents(directory) == first
+    assert list(sweep.CACHE.iterdir()) == []
+    assert str(project).encode() not in b"".join(first.values())
+
+
+def test_a_killed_sweep_goes_on_where_it_was_and_ends_in_the_same_bytes(project, monkeypatch):
+    run()
+    undisturbed = contents(RUN)
+    shutil.rmtree(RUN)
+    fitted = []
+    fit = logistic_regression.fit
+
+    def killed(parameters, *args, **kwargs):
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(parameters["C"])
+        return fit(parameters, *args, **kwargs)
+
+    monkeypatch.setattr(logistic_regression, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not RUN.exists()
+
+    def resumed(parameters, *args, **kwargs):
+        fitted.append(parameters["C"])
+        return fit(parameters, *args, **kwargs)
+
+    monkeypatch.setattr(logistic_regression, "fit", resumed)
+    log = Steps()
+    run(log=log)
+    assert fitted == [0.0001, 0.1, 1.0]
+    assert len(log.taken) == 3
+    assert contents(RUN) == undisturbed
+    assert list(sweep.CACHE.iterdir()) == []
+
+
+def test_candidates_kept_for_other_features_are_not_used(project, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metrics, "select", killed)
+        run()
+    assert list(sweep.CACHE.rglob("model.npz"))
+    for part in artifacts.PARTS:
+        path = artifacts.FEATURES / "tiny" / f"{part}.npy"
+        np.save(path, np.load(path)[:, ::-1])
+    resumed = contents(RUN)
+    run()
+    assert contents(RUN) == resumed
+    assert list(sweep.CACHE.iterdir()) == []
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_the_labels_of_test_images_change_nothing(project):
+    run()
+    before = contents(RUN)
+    text = artifacts.MANIFEST.read_text()
+    swapped = [
+        line.replace(",benign,", ",?,").replace(",malignant,", ",benign,").replace(",?,", ",malignant,")
+        if ",test," in line
+        else line
+        for line in text.splitlines()
+    ]
+    artifacts.write_text(artifacts.MANIFEST, "\n".join(swapped) + "\n")
+    assert artifacts.MANIFEST.read_text() != text
+    run()
+    after = contents(RUN)
+    assert {name for name in before if before[name] != after[name]} == {"record.json"}  # the manifest's digest
+    old = artifacts.Record.model_validate_json(before["record.json"]).model_dump(exclude={"inputs"})
+    assert artifacts.read_record(RUN / "record.json").model_dump(exclude={"inputs"}) == old
+
+
+def test_missing_features_and_unknown_families_are_errors_that_name_them(project):
+    with pytest.raises(ParamsError, match="there is no family"):
+        run("nearest_neighbor")
+    (artifacts.FEATURES / "tiny" / "test.npy").unlink()
+    with pytest.raises(artifacts.ArtifactError, match=r"data/features/tiny/test\.npy is missing"):
+        run()
+
+
+def test_a_sweep_imports_neither_tensorflow_nor_mlflow_nor_the_table_of_families(project):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_sweep import BLOCKS, run\n"
+        "sys.modules.pop('pipeline.classifiers.table')  # this test module imports it\n"
+        "[run(classifier) for classifier in BLOCKS]\n"
+        "unwanted = {'tensorflow', 'keras', 'mlflow', 'openvino', 'pipeline.classifiers.table'}\n"
+        "print('imported', sorted(unwanted & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "imported []"
+
+
+def test_a_long_fit_is_not_silent(capfd, monkeypatch):
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LINES", 0.01)
+    with sweep._heartbeat("candidate 1/1, C=1"):
+        deadline = sweep.time.monotonic() + 5
+        text = ""
+        while not text and sweep.time.monotonic() < deadline:
+            sweep.time.sleep(0.01)
+            text = capfd.readouterr().err
+    assert text.startswith("candidate 1/1, C=1: 0 s\n")

@@ -1,0 +1,518 @@
+"""MLflow shows every record once, whatever happened before; tested on real SQLite stores and real records."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import artifacts, identity, metrics, provenance, tracking
+from pipeline.params import Run
+from pipeline.tracking import contents, processes
+
+# MLflow and what it brings along warn about their own future.
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+CLASSES = ["defective", "functional"]
+RUNS = (Run("lite0", "logistic_regression", "sweep"), Run("lite0", "head", "head"))
+SYNC = "import pickle, sys; from pipeline import tracking; tracking.sync(tracking.locate(), pickle.load(sys.stdin.buffer))"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project that is the working directory; the store is its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(provenance.ROOT))
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "spec.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "leaderboard.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roc.png").write_bytes(b"png")
+    return tmp_path
+
+
+def write_run(run: Run, *, candidates: int = 3, seed: int = 0) -> artifacts.Record:
+    """Write a run's record and predictions as a stage does, and return the record."""
+    random = np.random.default_rng(seed)
+    epochs = {"loss": [0.7, 0.5, 0.4], "val_loss": [0.8, 0.6, 0.61]}
+    record = artifacts.Record(
+        stage=run.stage,
+        network=run.network,
+        method=run.method,
+        classes=CLASSES,
+        parameters={"seed": seed, "block": {"search": "grid", "C": [0.1, 1.0]}},
+        inputs={"data/split/manifest.csv": "0" * 64},
+        candidates=[
+            artifacts.Candidate(
+                name=f"C={index}", parameters={"C": index}, converged=index > 0, notes={"iterations": 7},
+                history=epochs if run.stage == "head" else {},
+            )
+            for index in range(candidates)
+        ],
+        selected=1 if candidates > 1 else 0,
+        cost=artifacts.Cost(trainable_parameters=10, total_parameters=20, model_bytes=30, multiply_adds=40),
+    )  # fmt: skip
+    directory = artifacts.RUNS / run.name
+    validation = random.dirichlet([1, 1], size=(candidates, 20)).astype(np.float32)
+    artifacts.write_record(directory / "record.json", record)
+    artifacts.write_predictions(
+        directory / "predictions.npz", artifacts.Predictions(validation, validation[0])
+    )
+    (directory / "history.csv").write_text("epoch,loss\n", encoding="utf-8")
+    return record
+
+
+def method(run: Run, *, champion: bool = False, input_key: str | None = None) -> tracking.Method:
+    directory = artifacts.RUNS / run.name
+    predictions = artifacts.read_predictions(directory / "predictions.npz")
+    labels = np.arange(20) % 2
+    return tracking.Method(
+        record=artifacts.read_record(directory / "record.json"),
+        record_digest=identity.record_digest(directory),
+        directory=directory.absolute(),
+        input_key=input_key or f"key of {run.name}",
+        validation=tuple(metrics.compute(candidate, labels, positive=0) for candidate in predictions.validation),
+        test={"accuracy": tracking.Interval(0.8, 0.7, 0.9)},
+        champion=champion,
+        backbone=Path("backbone").absolute() if run.stage == "sweep" else None,
+    )
+
+
+def comparison(*methods: tracking.Method, environment: str = "here") -> tracking.Comparison:
+    return tracking.Comparison(
+        dataset="elpv",
+        parts=tuple(tracking.DataSet(part, 20, hashlib.sha256(part.encode()).hexdigest()) for part in artifacts.PARTS),
+        methods=methods,
+        environment={"python": "3.11", "machine": environment},
+        files=(Path("leaderboard.json").absolute(), Path("figures").absolute()),
+    )
+
+
+@pytest.fixture
+def two_methods(project: Path) -> tracking.Comparison:
+    write_run(RUNS[0], candidates=3)
+    write_run(RUNS[1], candidates=1, seed=1)
+    return comparison(method(RUNS[0], champion=True), method(RUNS[1]))
+
+
+def sync(what: tracking.Comparison) -> tracking.Report:
+    return tracking.sync(tracking.locate(), what)
+
+
+def rows(query: str) -> list[tuple]:
+    with closing(sqlite3.connect(tracking.locate().database, timeout=10)) as database:
+        return database.execute(query).fetchall()
+
+
+def state() -> dict[str, list[tuple]]:
+    """Everything a store shows, without the random ids."""
+    of_run = "FROM {} JOIN runs r USING (run_uuid) WHERE r.lifecycle_stage = 'active' ORDER BY 1, 2, 3, 4"
+    return {
+        "runs": rows("SELECT name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY 1, 2"),
+        "params": rows(f"SELECT r.name, key, value, 0 {of_run.format('params')}"),
+        "metrics": rows(f"SELECT r.name, key, value, step {of_run.format('metrics')}"),
+        "tags": rows(
+            f"SELECT r.name, key, value, 0 {of_run.format('tags').replace('ORDER', 'AND key NOT LIKE ' + repr('mlflow.parent%') + ' ORDER')}"
+        ),
+        "inputs": rows("SELECT count(*) FROM inputs"),
+        "models": rows("SELECT name, status FROM logged_models WHERE lifecycle_stage = 'active'"),
+    }
+
+
+def client():
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking.locate().uri)
+
+
+def runs(condition: str = "") -> list:
+    found = client().get_experiment_by_name("bakeoff-elpv")
+    return client().search_runs([found.experiment_id], condition)
+
+
+def the_method(name: str = "lite0 · logistic_regression"):
+    (found,) = [run for run in runs("tags.level = 'method'") if run.info.run_name == name]
+    return found
+
+
+# --- what a store shows --------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_a_run_with_its_candidates_nested(two_methods: tracking.Comparison) -> None:
+    report = sync(two_methods)
+    assert str(report) == "2 methods and 4 candidates: 6 added, 0 already there"
+    children = runs(f"tags.`mlflow.parentRunId` = '{the_method().info.run_id}'")
+    assert [child.info.run_name for child in children] == ["C=0", "C=1", "C=2"]
+    assert [child.data.tags["selected"] for child in children] == ["false", "true", "false"]
+    assert [child.data.tags["converged"] for child in children] == ["false", "true", "true"]
+
+
+def test_methods_of_every_kind_carry_the_same_metric_names(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    shared = {f"validation_{name}" for name in metrics.NAMES}
+    assert all(shared <= run.data.metrics.keys() for run in runs())
+
+
+def test_test_metrics_with_intervals_are_on_the_methods_alone(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    expected = {"test_accuracy": 0.8, "test_accuracy_low": 0.7, "test_accuracy_high": 0.9}
+    for run in runs():
+        shown = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
+        assert shown == (expected if run.data.tags["level"] == "method" else {})
+
+
+def test_a_methods_run_shows_its_selected_candidate(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    run = the_method()
+    assert run.data.params["C"] == "1"
+    assert run.data.params["candidate"] == "C=1"
+    assert run.data.metrics["validation_accuracy"] == two_methods.methods[0].validation[1]["accuracy"]
+    assert "Champion" in run.data.tags[contents.NOTE]
+
+
+def test_epochs_are_steps_and_start_at_one(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    history = client().get_metric_history(the_method("lite0 · head").info.run_id, "val_loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.8), (2, 0.6), (3, 0.61)]
+
+
+def test_data_sets_carry_our_digests(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    run = client().get_run(the_method().info.run_id)
+    shown = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert shown.keys() == {"elpv train", "elpv validation", "elpv test"}
+    for part in two_methods.parts:
+        assert part.sha256.startswith(shown[f"elpv {part.part}"].digest)
+        assert part.sha256 in shown[f"elpv {part.part}"].profile
+        assert run.data.tags[f"dataset.{part.part}.sha256"] == part.sha256
+
+
+def test_artifacts_and_the_model_are_with_the_method(two_methods: tracking.Comparison) -> None:
+    import mlflow
+
+    sync(two_methods)
+    run_id = the_method().info.run_id
+    assert {file.path for file in client().list_artifacts(run_id)} >= {"record.json", "predictions.npz", "history.csv"}
+    assert [file.path for file in client().list_artifacts(run_id, "comparison/figures")] == ["comparison/figures/roc.png"]
+    found = client().search_logged_models([the_method().info.experiment_id], f"source_run_id = '{run_id}'")
+    model = mlflow.models.Model.load(found[0].artifact_location)
+    assert [column.name for column in model.signature.inputs] == ["image"]
+    assert [column.name for column in model.signature.outputs] == ["label", *CLASSES]
+
+
+# --- nothing twice -------------------------------------------------------------------------------------------------
+
+
+def test_a_second_sync_changes_nothing(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    before = state()
+    assert sync(two_methods).added == 0
+    assert state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs_in_store", [1, 2, 4])
+def test_a_sync_after_a_killed_one_ends_as_an_undisturbed_one(two_methods: tracking.Comparison, runs_in_store: int) -> None:
+    sync(two_methods)
+    undisturbed = state()
+    for path in Path(".mlflow").rglob("*.db"):
+        path.unlink()
+    # Created here, so that the kill hits the filling and not the migrations of MLflow.
+    tracking.store.connect(tracking.locate(), "bakeoff-elpv")
+    writer = subprocess.Popen([sys.executable, "-c", SYNC], stdin=subprocess.PIPE)
+    writer.stdin.write(pickle.dumps(two_methods))
+    writer.stdin.close()
+    while rows("SELECT count(*) FROM runs")[0][0] < runs_in_store:
+        time.sleep(0.002)
+    writer.kill()
+    assert writer.wait() == -signal.SIGKILL
+    sync(two_methods)
+    assert state() == undisturbed
+
+
+def test_deleted_runs_come_back_and_candidates_keep_one_parent(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    before = state()
+    client().delete_run(the_method().info.run_id)
+    client().delete_run(next(run for run in runs() if run.info.run_name == "C=2").info.run_id)
+    assert sync(two_methods).added == 2
+    after = state()
+    assert after["runs"] == before["runs"]
+    parents = {run.data.tags[contents.PARENT] for run in runs("tags.level = 'candidate'")}
+    assert parents == {run.info.run_id for run in runs("tags.level = 'method'")}
+
+
+def test_a_deleted_store_is_filled_again(two_methods: tracking.Comparison, project: Path) -> None:
+    sync(two_methods)
+    before = state()
+    (project / ".mlflow" / "mlflow.db").unlink()
+    sync(two_methods)
+    assert state() == before
+
+
+def test_a_new_comparison_replaces_the_values_shown(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    first, second = two_methods.methods
+    better = {"accuracy": tracking.Interval(0.85, 0.75, 0.95)}
+    changed = [dataclasses.replace(second, champion=True, test=better), dataclasses.replace(first, champion=False)]
+    assert sync(dataclasses.replace(two_methods, methods=tuple(changed))).added == 0
+    assert the_method().data.tags["champion"] == "false"
+    assert the_method("lite0 · head").data.tags["champion"] == "true"
+    assert the_method("lite0 · head").data.metrics["test_accuracy"] == 0.85
+
+
+def test_a_new_record_makes_the_old_one_history(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    write_run(RUNS[0], seed=7)
+    new = method(RUNS[0], champion=True, input_key="key of other parameters")
+    report = sync(dataclasses.replace(two_methods, methods=(new, two_methods.methods[1])))
+    assert report.added == 4
+    assert report.warnings == ()
+    found = runs("tags.level = 'method' and tags.method = 'logistic_regression'")
+    assert {run.data.tags["record"]: run.data.tags["current"] for run in found} == {
+        new.record_digest: "true",
+        two_methods.methods[0].record_digest: "false",
+    }
+    assert len(runs("tags.level = 'candidate' and tags.current = 'false'")) == 3
+
+
+def test_experiments_of_dvc_leave_the_workspaces_runs_current(
+    two_methods: tracking.Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync(two_methods)
+    monkeypatch.setenv("DVC_EXP_NAME", "tried-it")
+    write_run(RUNS[0], seed=7)
+    sync(comparison(method(RUNS[0], input_key="other")))
+    found = runs("tags.level = 'method' and tags.method = 'logistic_regression'")
+    assert {run.data.tags.get("dvc_experiment"): run.data.tags["current"] for run in found} == {
+        None: "true",
+        "tried-it": "true",
+    }
+
+
+# --- what a stage logs while it runs -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs(project: Path) -> Iterator[identity.Inputs]:
+    (project / "input").write_text("images", encoding="utf-8")
+    yield identity.Inputs("head", {"backbone": "lite0"}, {"seed": 0}, ("input",), ("pipeline.seeds",))
+
+
+def live_head(inputs: identity.Inputs, seed: int = 0) -> None:
+    with tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
+        for epoch, loss in enumerate([0.7, 0.5, 0.4]):
+            log.step(epoch, {"loss": loss, "validation_accuracy": 0.1})
+        write_run(RUNS[1], candidates=1, seed=seed)
+
+
+def here(*methods: tracking.Method) -> tracking.Comparison:
+    """The comparison as the process that logged live sees it."""
+    return dataclasses.replace(comparison(*methods), environment=provenance.environment())
+
+
+def test_a_live_run_is_adopted_with_its_times_and_completed(
+    inputs: identity.Inputs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = time.time() * 1000
+    live_head(inputs)
+    assert capfd.readouterr() == ("", "")
+    (live,) = runs()
+    assert live.info.status == "FINISHED"
+    assert before <= live.info.start_time <= live.info.end_time <= time.time() * 1000
+    points = client().get_metric_history(live.info.run_id, "loss")
+
+    report = sync(here(method(RUNS[1], champion=True, input_key=inputs.key())))
+    run = the_method("lite0 · head")
+    assert report.added == 2
+    assert run.info.run_id == live.info.run_id
+    assert (run.info.start_time, run.info.end_time) == (live.info.start_time, live.info.end_time)
+    assert client().get_metric_history(run.info.run_id, "loss") == points
+    assert [point.step for point in client().get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]
+    assert run.data.metrics["validation_accuracy"] != 0.1
+    assert run.data.tags["environment_witnessed"] == "true"
+    assert sync(here(method(RUNS[1], champion=True, input_key=inputs.key()))).added == 0
+
+
+def test_computing_the_same_again_leaves_one_run(inputs: identity.Inputs) -> None:
+    live_head(inputs)
+    sync(here(method(RUNS[1], input_key=inputs.key())))
+    first = the_method("lite0 · head").info.run_id
+    live_head(inputs)
+    assert len(runs("tags.level = 'method'")) == 2
+    assert sync(here(method(RUNS[1], input_key=inputs.key()))).added == 0
+    assert the_method("lite0 · head").info.run_id == first
+
+
+def test_the_same_record_from_another_environment_is_a_second_run(inputs: identity.Inputs) -> None:
+    live_head(inputs)
+    sync(here(method(RUNS[1], input_key=inputs.key())))
+    first = the_method("lite0 · head")
+    client().set_tag(first.info.run_id, "environment", "of another machine")
+    live_head(inputs)
+    report = sync(here(method(RUNS[1], input_key=inputs.key())))
+    assert report.warnings == ()
+    found = runs("tags.level = 'method'")
+    assert len({run.data.tags["environment"] for run in found}) == len(found) == 2
+    assert len(runs("tags.level = 'candidate'")) == 2
+
+
+def test_two_records_from_the_same_inputs_are_shouted_about(inputs: identity.Inputs) -> None:
+    live_head(inputs, seed=1)
+    sync(here(method(RUNS[1], input_key=inputs.key())))
+    live_head(inputs, seed=2)
+    report = sync(here(method(RUNS[1], input_key=inputs.key())))
+    assert len(report.warnings) == 1
+    assert report.warnings[0].startswith("NOT DETERMINISTIC: lite0-head ended in two different records")
+    one, other = runs("tags.level = 'method'")
+    assert one.data.tags["not_deterministic"] == other.info.run_id
+    assert other.data.tags["not_deterministic"] == one.info.run_id
+
+
+def test_another_record_from_another_environment_is_no_cause_to_shout(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    write_run(RUNS[0], seed=7)
+    report = sync(comparison(method(RUNS[0]), environment="elsewhere"))
+    assert report.warnings == ()
+    assert len(runs("tags.level = 'method' and tags.method = 'logistic_regression'")) == 2
+
+
+STAGE = """
+import sys, time
+from pipeline import identity, tracking
+from pipeline.params import Run
+inputs = identity.Inputs("head", {"backbone": "lite0"}, {"seed": 0}, ("input",), ("pipeline.seeds",))
+with tracking.live(dataset="elpv", run=Run("lite0", "head", "head"), inputs=inputs) as log:
+    log.step(0, {"loss": 0.9})
+    time.sleep(600)
+"""
+
+
+def started_stage() -> subprocess.Popen:
+    """Start a stage that logs one epoch and then trains for ever; return when its live run is in the store."""
+    tracking.store.connect(tracking.locate(), "bakeoff-elpv")
+    stage = subprocess.Popen([sys.executable, "-c", STAGE])
+    wait_until(lambda: rows("SELECT count(*) FROM metrics")[0][0] > 0)
+    return stage
+
+
+def wait_until(happened, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_stages_run_says_so_and_is_replaced(inputs: identity.Inputs) -> None:
+    stage = started_stage()
+    stage.kill()
+    stage.wait()
+    wait_until(lambda: rows("SELECT status FROM runs") == [("KILLED",)])
+    live_head(inputs)
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_the_run_of_a_stage_that_still_runs_is_kept(inputs: identity.Inputs) -> None:
+    stage = started_stage()
+    try:
+        live_head(inputs)
+        sync(here(method(RUNS[1], input_key=inputs.key())))
+        assert sorted(run.info.status for run in runs("tags.level = 'method'")) == ["FINISHED", "RUNNING"]
+    finally:
+        stage.kill()
+        stage.wait()
+
+
+def test_a_reused_process_id_is_not_taken_for_the_old_process() -> None:
+    tags = {"host": socket.gethostname(), "pid": str(os.getpid()), "process_start": processes.start_of(os.getpid())}
+    assert processes.is_alive(tags)
+    assert not processes.is_alive({**tags, "process_start": "1.00"})
+    assert processes.is_alive({**tags, "process_start": "1.00", "host": "elsewhere"})
+
+
+def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:
+    with pytest.raises(ZeroDivisionError), tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
+        log.step(0, {"loss": 0.9})
+        raise ZeroDivisionError
+    tracking.store.connect(tracking.locate(), "bakeoff-elpv")
+    wait_until(lambda: rows("SELECT status FROM runs") == [("FAILED",)])
+
+
+# --- stores that are new, away or broken ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_may_create_the_store_at_once(two_methods: tracking.Comparison) -> None:
+    both = [subprocess.Popen([sys.executable, "-c", SYNC], stdin=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        process.stdin.write(pickle.dumps(two_methods))
+        process.stdin.close()
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(runs()) == 6
+
+
+@pytest.fixture(params=["closed port", "folder is a file", "not a database"])
+def broken_store(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "closed port":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    elif request.param == "folder is a file":
+        (project / ".mlflow").write_text("", encoding="utf-8")
+    else:
+        (project / ".mlflow").mkdir()
+        (project / ".mlflow" / "mlflow.db").write_text("this is no database" * 100, encoding="utf-8")
+
+
+@pytest.mark.usefixtures("broken_store")
+def test_a_broken_store_is_reported_soon(two_methods: tracking.Comparison) -> None:
+    started = time.monotonic()
+    with pytest.raises(tracking.TrackingError, match="the MLflow store .* failed"):
+        sync(two_methods)
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("broken_store")
+def test_live_logging_to_a_broken_store_is_one_warning(
+    inputs: identity.Inputs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    live_head(inputs)
+    assert time.monotonic() - started < 30
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("warning: lite0-head is not logged live: the MLflow store")
+
+
+def test_the_store_is_the_projects_also_in_a_temporary_workspace(tmp_path: Path) -> None:
+    odd = tmp_path / "a b%20c"
+    store = tracking.locate({"DVC_ROOT": str(odd)})
+    assert store.database == odd / ".mlflow" / "mlflow.db"
+    assert tracking.locate({"DVC_ROOT": str(odd), "MLFLOW_TRACKING_URI": "http://there"}).uri == "http://there"
+
+
+def test_paths_with_spaces_and_percent_signs_hold_a_store(
+    two_methods: tracking.Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "a b%20c"))
+    sync(two_methods)
+    assert (tmp_path / "a b%20c" / ".mlflow" / "mlflow.db").exists()
+    assert client().list_artifacts(the_method().info.run_id)
