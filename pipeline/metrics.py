@@ -237,7 +237,7 @@ def ranking(validation: np.ndarray, labels: np.ndarray, *, metric: str, positive
     for index, probabilities in enumerate(validation):
         value = score(metric, probabilities, labels, positive=positive)
         if np.isnan(value):
-            raise ValueError(f"{metric} is undefined on these {len(labels)} labels, whose classes are {set(labels)}")
+            raise ValueError(f"{metric} is undefined on these {len(labels)} labels, all of class {labels[0]}")
         loss = score("log_loss", probabilities, labels, positive=positive)
         keys.append((value if metric in LOWER_IS_BETTER else -value, loss, index))
     return [index for _, _, index in sorted(keys)]

@@ -23,8 +23,10 @@ PACKAGE = provenance.ROOT / "pipeline"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks",),
-    ("backbones", "classifiers", "convnets", "curves", "datasets", "figures", "imagenet", "images")
-    + ("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
+    (
+        *("backbones", "classifiers", "convnets", "curves", "datasets", "figures", "imagenet", "images", "inference"),
+        *("leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
+    ),
     ("comparison", "network_runs", "predictor"),
     ("serving",),
     ("stages",),

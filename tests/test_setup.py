@@ -49,7 +49,8 @@ def test_lock_holds_every_dependency_at_an_allowed_version(root, name, variant):
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     locked: dict[str, set[str]] = {}
-    for package, version in re.findall(r"^([\w.-]+)==([\w.!+]+)", (root / name).read_text(encoding="utf-8"), re.MULTILINE):
+    pins = re.findall(r"^([\w.-]+)==([\w.!+]+)", (root / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for package, version in pins:
         locked.setdefault(normal(package), set()).add(version)
     for line in [*project["dependencies"], *extras[variant], *extras["test"]]:
         requirement = Requirement(line)

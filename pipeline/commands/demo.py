@@ -29,9 +29,9 @@ OVERRIDES: dict[str, Any] = {
             "grid": {"C": [0.001, 0.01, 0.1], "scale": ["standard"], "class_weight": ["balanced"]},
         }
     },
-    "head.epochs": 3,
+    "head.epochs": 2,
     "fine_tune.backbones": [],
-    "scratch.epochs": 5,
+    "scratch.epochs": 3,
     "compare.bootstrap_samples": 500,
 }
 
@@ -56,8 +56,11 @@ def main(arguments: argparse.Namespace) -> int:
         status = subprocess.run(command, cwd=destination, env=environment()).returncode
         if status:
             return status
+    # Not `make ui` there, which would build another environment.
+    python = os.path.relpath(sys.executable, destination) if root in Path(sys.executable).parents else sys.executable
     say(
-        f"\nLook next at {DESTINATION}/results/, and at every run and candidate with: cd {DESTINATION} && make ui\n"
+        f"\nLook next at {DESTINATION}/results/, and at every run and candidate with:\n"
+        f"    cd {DESTINATION} && {python} -m pipeline ui\n"
         f"200 images say nothing about which method is best; `make repro` does. Remove {DESTINATION} when you are done."
     )
     return 0

@@ -81,7 +81,8 @@ def describe(comparison: Comparison, revision: str) -> str:
     """Return "N of M outputs identical to the committed lock" and a line for every output that is not."""
     name = "the committed lock" if revision == "HEAD" else f"the lock at {revision}"
     total = len(comparison.identical) + comparison.changes
-    lines = [f"{len(comparison.identical)} of {total} outputs identical to {name}" + (":" if comparison.changes else "")]
+    colon = ":" if comparison.changes else ""
+    lines = [f"{len(comparison.identical)} of {total} outputs identical to {name}{colon}"]
     for change in ("different", "new", "missing"):
         lines += [f"  {change}: {path} ({stage})" for stage, path in getattr(comparison, change)]
     return "\n".join(lines)
