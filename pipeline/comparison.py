@@ -83,31 +83,24 @@ def rank(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
 
 def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.Entry]:
     """Return the leaderboard of methods that `rank` ordered, with intervals and paired tests."""
-    validation = _resampled({method.record.name: method.validation.measure for method in ranked}, "validation", protocol)
-    measures = {method.record.name: _with_strata(method, protocol.selection.metric) for method in ranked}
-    test = _resampled(measures, "test", protocol)
-    against = _against_champion(ranked, test, protocol)
     metric, confidence = protocol.selection.metric, protocol.compare.confidence
-    found = []
-    for rank, method in enumerate(ranked, start=1):
-        name = method.record.name
-        strata = {}
-        for stratum, (rows, evaluation) in method.strata.items():
-            value = float(evaluation.measure(names=[metric])[metric][0])
-            interval = statistics.percentile_interval(value, test[name][_stratum_key(stratum)], confidence=confidence)
-            strata[stratum] = {"n": len(rows), **leaderboard.numbers(interval._asdict())}
-        found.append(
-            leaderboard.entry(
-                method.record,
-                rank=rank,
-                selected_by=metric,
-                validation=_intervals(method.validation, validation[name], confidence),
-                test=_intervals(method.test, test[name], confidence),
-                strata=strata,
-                against_champion=against.get(name),
-            )
+    on_validation = {method.record.name: method.validation.measure for method in ranked}
+    on_test = {method.record.name: _with_strata(method, metric) for method in ranked}
+    validation = _resampled(on_validation, "validation", protocol)
+    test = _resampled(on_test, "test", protocol)
+    against = _against_champion(ranked, test, protocol)
+    return [
+        leaderboard.entry(
+            method.record,
+            rank=place,
+            selected_by=metric,
+            validation=_intervals(method.validation, validation[method.record.name], confidence),
+            test=_intervals(method.test, test[method.record.name], confidence),
+            strata=_strata(method, test[method.record.name], metric, confidence),
+            against_champion=against.get(method.record.name),
         )
-    return found
+        for place, method in enumerate(ranked, start=1)
+    ]
 
 
 def _resampled(
@@ -131,6 +124,17 @@ def _with_strata(method: Method, metric: str) -> statistics.Measure:
         return found
 
     return measure
+
+
+def _strata(
+    method: Method, resampled: Mapping[str, np.ndarray], metric: str, confidence: float
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for stratum, (rows, evaluation) in method.strata.items():
+        value = float(evaluation.measure(names=[metric])[metric][0])
+        interval = statistics.percentile_interval(value, resampled[_stratum_key(stratum)], confidence=confidence)
+        found[stratum] = {"n": len(rows), **leaderboard.numbers(interval._asdict())}
+    return found
 
 
 def _stratum_key(stratum: str) -> str:

@@ -6,42 +6,17 @@ color and line style in every figure through ``place``, its position there, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline.plotting import COLORS, GREY, LINE_STYLES, epoch_axis, figure_file, mark_learning_rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, distinguishable with any common color blindness; their yellow is too pale for a line on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-LINE_STYLES = ("-", "--", ":", "-.")
-GREY = "#8A8A8A"
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "savefig.dpi": 130,
-    # Legends stand beside the axes; names of any length must fit.
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.12,
-}
 # Beyond these counts, text no longer fits.
 CLASSES_WITH_COUNTS = 15
 CLASSES_WITH_NAMES = 50
@@ -87,36 +62,12 @@ class Bar(NamedTuple):
     high: float
 
 
-def curves(history: Mapping[str, Sequence[float]], *, best_epoch: int, title: str, path: Path) -> None:
-    """Draw one Keras run: accuracy and loss by epoch, train and validation, and where the learning rate changed.
-
-    ``history`` holds loss, accuracy, val_loss, val_accuracy and learning_rate, one value an epoch. ``best_epoch``,
-    counted from 0, is the one whose weights were kept.
-    """
-    with _figure(path, width=9.5, height=3.9) as figure:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        left, right = figure.subplots(1, 2)
-        for axes, metric in ((left, "accuracy"), (right, "loss")):
-            epochs = np.arange(1, len(history[metric]) + 1)
-            values = history[f"val_{metric}"]
-            axes.plot(epochs, history[metric], color=COLORS[1], linestyle="--", marker="o", markersize=3, label="train")
-            axes.plot(epochs, values, color=COLORS[0], marker="o", markersize=3, linewidth=2, label="validation")
-            axes.plot(
-                best_epoch + 1, values[best_epoch], marker="*", markersize=14, color=COLORS[0], markeredgecolor="white",
-                linestyle="none", label=f"kept: epoch {best_epoch + 1}, {values[best_epoch]:.3f}", zorder=4,
-            )  # fmt: skip
-            axes.set_title(metric, pad=14)
-            _epoch_axis(axes, len(epochs))
-            _mark_learning_rates(axes, history["learning_rate"])
-            axes.legend(loc="best")
-
-
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, title: str, path: Path) -> None:
     """Draw counts int (classes, classes), rows labels, columns predictions, shaded by the share of the row."""
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
     side = min(12.0, 3.6 + 0.55 * len(classes))
-    with _figure(path, width=side + 0.9, height=side) as figure:
+    with figure_file(path, width=side + 0.9, height=side) as figure:
         axes = figure.subplots()
         axes.grid(False)
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -138,7 +89,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, title: str, 
 
 def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
     """Draw ROC curves: x the false positive rate, y the true positive rate."""
-    with _figure(path, width=8.6, height=5.2) as figure:
+    with figure_file(path, width=8.6, height=5.2) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="0.500  chance")
         _draw(axes, lines, note="area under the curve")
@@ -147,7 +98,7 @@ def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
 
 def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, path: Path) -> None:
     """Draw precision over recall; ``prevalence`` is the precision of guessing."""
-    with _figure(path, width=8.6, height=5.2) as figure:
+    with figure_file(path, width=8.6, height=5.2) as figure:
         axes = figure.subplots()
         axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=f"{prevalence:.3f}  chance")
         _draw(axes, lines, note="average precision")
@@ -158,7 +109,7 @@ def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, pa
     """Draw for each method its accuracy over its confidence, and below it how many images have that confidence."""
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
-    with _figure(path, width=max(3.0 * columns, 4.5), height=3.9 * rows + 0.4) as figure:
+    with figure_file(path, width=max(3.0 * columns, 4.5), height=3.9 * rows + 0.4) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         grid = figure.subplots(
             2 * rows, columns, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1] * rows}
@@ -188,7 +139,7 @@ def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
     networks = [run for run in runs if "val_loss" in run.history]
     boosters = [run for run in runs if "validation_log_loss" in run.history]
     keys = [("accuracy", "val_accuracy", "accuracy"), ("loss", "val_loss", "loss")] if networks else []
-    with _figure(path, width=4.6 * max(1, len(keys) + bool(boosters)), height=5.0) as figure:
+    with figure_file(path, width=4.6 * max(1, len(keys) + bool(boosters)), height=5.0) as figure:
         panels = list(figure.subplots(1, max(1, len(keys) + bool(boosters)), squeeze=False)[0])
         if not networks and not boosters:
             panels[0].set_axis_off()
@@ -198,7 +149,7 @@ def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
             for run in networks:
                 _draw_training(axes, run, validation, train=train)
             axes.set_title(f"networks: {title}")
-            _epoch_axis(axes, max(len(run.history["val_loss"]) for run in networks))
+            epoch_axis(axes, max(len(run.history["val_loss"]) for run in networks))
         if boosters:
             for run in boosters:
                 _draw_training(panels[-1], run, "validation_log_loss")
@@ -219,7 +170,7 @@ def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
 
 def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Path) -> None:
     """Draw each method's metric on test with its interval, and on validation, best on validation first."""
-    with _figure(path, width=9.0, height=1.7 + 0.42 * len(bars)) as figure:
+    with figure_file(path, width=9.0, height=1.7 + 0.42 * len(bars)) as figure:
         axes = figure.subplots()
         for position, bar in enumerate(bars):
             color = COLORS[0] if position == 0 else "#555555"
@@ -227,7 +178,7 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
             axes.plot([bar.low, bar.high], [position, position], color=color, linewidth=width, solid_capstyle="round")
             axes.plot(bar.test, position, "o", color=color, markersize=8 if position == 0 else 6,
                       label=f"test, {confidence:.0%} interval" if position == 0 else None)  # fmt: skip
-            axes.plot(bar.validation, position, "D", markersize=6, markerfacecolor="white", markeredgecolor=COLORS[1],
+            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white", markeredgecolor=COLORS[1],
                       label="validation, which chose" if position == 0 else None)  # fmt: skip
             axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
                           textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
@@ -239,22 +190,6 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
         axes.set(ylim=(len(bars) - 0.4, -0.7), xlabel=label)
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-
-
-@contextmanager
-def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """Yield an empty figure and save what was drawn; no global state of pyplot, no user's matplotlibrc, no dates."""
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with style.context(["default", STYLE]):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        with artifacts.whole_file(path) as temporary:
-            # Matplotlib writes its version unless told not to.
-            figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _line_style(place: int) -> dict[str, Any]:
@@ -305,19 +240,3 @@ def _draw_training(axes: Axes, run: Training, key: str, *, train: str | None = N
                   markeredgecolor="white", zorder=4)  # fmt: skip
 
 
-def _epoch_axis(axes: Axes, epochs: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
-
-
-def _mark_learning_rates(axes: Axes, rates: Sequence[float]) -> None:
-    """Write the learning rate above the epoch it starts at, with a line between the epochs of two rates."""
-    for epoch, rate in enumerate(rates):
-        if epoch and rate == rates[epoch - 1]:
-            continue
-        if epoch:
-            axes.axvline(epoch + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        axes.annotate(f"{'' if epoch else 'learning rate '}{rate:.2g}", (epoch + 0.6, 1), fontsize=7, color="#666666",
-                      xycoords=("data", "axes fraction"), ha="left", va="bottom", annotation_clip=False)  # fmt: skip

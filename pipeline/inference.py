@@ -1,7 +1,7 @@
 """Forward-only engine for frozen networks: OpenVINO on the CPU, in float32.
 
-Several times faster than Keras (benchmarks are kept apart) and equal to it within rounding. An image's result does not
-depend on the batch it is in, on the order of rows or on the number of threads.
+Several times faster than Keras, and equal to it within the rounding of float32. An image's result does not depend on
+the batch it is in, on the order of rows or on the number of threads; tests hold it to the last bit.
 """
 
 from __future__ import annotations

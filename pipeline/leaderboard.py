@@ -120,7 +120,9 @@ def leaderboard_text(entries: Sequence[Entry]) -> str:
                   enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]  # fmt: skip
-    warnings = [f"{title(one['network'], one['method'])}: {text}" for one in entries if (text := _unconverged(one))]
+    warnings = [
+        f"{title(one['network'], one['method'])}: {text}" for one in entries if (text := _unconverged(one))
+    ]
     return "\n".join([*lines, *warnings])
 
 
@@ -131,11 +133,11 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     """
     metric = entries[0]["selected_by"]
     header = ["", "method", f"validation {LABELS[metric]}", f"test {LABELS[metric]} [{confidence:.0%} interval]",
-              *_other_labels(metric), "p (Holm)", "trainable parameters", "multiply-adds", "selected candidate"]  # fmt: skip
+              *_other_labels(metric), "p (Holm)", "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
         name = title(one["network"], one["method"])
-        candidate = " ".join(filter(None, [_code(one["candidate"]["name"]), _unconverged(one)]))
+        candidate = "; ".join(filter(None, [_code(one["candidate"]["name"]), _unconverged(one)]))
         lines.append(
             _markdown_row(
                 [
@@ -154,9 +156,10 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     notes = (
         f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
         f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
-        f"read once, afterwards, and chose nothing. All columns but the first are of the test part. Intervals: "
-        f"{samples:,} bootstrap resamples of the images, for this split and these trained models. p: exact McNemar test "
-        f"against the champion, Holm-corrected over {max(len(entries) - 1, 0)} methods. ECE: expected calibration error."
+        f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
+        f"{confidence:.0%}, from {samples:,} bootstrap resamples of the images, for this split and these trained "
+        f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons. "
+        f"ECE: expected calibration error. MACs: multiply-adds for one image."
     )
     return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
 
@@ -164,7 +167,7 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
 def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return in words what the test part says about the champion and the others."""
     champion, *others = entries
-    metric = champion["selected_by"]
+    metric, alpha = champion["selected_by"], 1 - confidence
     label = LABELS[metric]
     name = title(champion["network"], champion["method"])
     sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}."]
@@ -172,13 +175,13 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     for one in others:
         paired = one["against_champion"]
         group = "chance"
-        if paired["p_holm"] < 1 - confidence:
+        if paired["p_holm"] < alpha:
             group = "better" if paired["only_method_right"] > paired["only_champion_right"] else "worse"
         groups[group].append(title(one["network"], one["method"]))
     if groups["worse"]:
-        sentences.append(f"Beyond chance (p < {1 - confidence:.2g}) it is right more often than {_listed(groups['worse'])}.")
+        sentences.append(f"It is right more often than {_listed(groups['worse'])}, beyond chance (p < {alpha:.2g}).")
     if groups["better"]:
-        sentences.append(f"Beyond chance, {_listed(groups['better'])} are right more often than the champion.")
+        sentences.append(f"It is right less often than {_listed(groups['better'])}, beyond chance (p < {alpha:.2g}).")
     if groups["chance"]:
         sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
     ahead = [
@@ -260,7 +263,9 @@ def _unconverged(one: Entry) -> str:
     if not counts["unconverged"]:
         return ""
     selected = "" if one["candidate"]["converged"] else ", the selected one among them"
-    return f"({counts['unconverged']} of {counts['count']} candidates did not converge{selected})"
+    if counts["count"] == 1:
+        return "did not converge"
+    return f"{counts['unconverged']} of {counts['count']} candidates did not converge{selected}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline import artifacts, figures, images, inference, networks, training
+from pipeline import artifacts, images, inference, networks, training, training_curves
 from pipeline.params import Params
 from pipeline.progress import Log, progress, say
 
@@ -126,4 +126,4 @@ def _write_history(directory: Path, fit: training.Fit, *, title: str) -> None:
         for epoch in range(len(fit.history["loss"]))
     ]
     artifacts.write_csv(directory / "history.csv", HISTORY_COLUMNS, rows)
-    figures.curves(fit.history, best_epoch=fit.best_epoch, title=title, path=directory / "curves.png")
+    training_curves.draw(fit.history, best_epoch=fit.best_epoch, title=title, path=directory / "curves.png")

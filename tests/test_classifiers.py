@@ -26,7 +26,8 @@ BOOSTING = {"trees": 60, "patience": 10}
 # Family -> (one candidate, the keys of its block besides the search).
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "catboost": (
-        {"depth": 3, "learning_rate": 0.2, "feature_fraction": 0.5, "l2_leaf_reg": 3.0, "scale": None, "class_weight": None},
+        {"depth": 3, "learning_rate": 0.2, "feature_fraction": 0.5, "l2_leaf_reg": 3.0, "scale": None,
+         "class_weight": None},
         BOOSTING,
     ),
     "lightgbm": (
@@ -140,8 +141,8 @@ def test_same_seed_gives_the_same_bytes_in_another_process(name, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], cwd=ROOT, check=True)
     assert {file.name: file.read_bytes() for file in sorted((tmp_path / "there").iterdir())} == here
-    there = family.find(name).load(tmp_path / "there")
-    np.testing.assert_array_equal(there.predict_proba(test), family.find(name).load(tmp_path / "here").predict_proba(test))
+    one, other = (family.find(name).load(tmp_path / place).predict_proba(test) for place in ("here", "there"))
+    np.testing.assert_array_equal(one, other)
 
 
 @families
@@ -229,6 +230,13 @@ def test_a_single_class_is_refused(name):
         fit(name, (features, np.ones_like(labels)), validation, n_classes=3)
 
 
+@pytest.mark.parametrize("name", ["lightgbm", "catboost"])
+def test_boosting_without_a_validation_image_of_a_known_class_is_refused(name):
+    train, (features, labels), _ = data("wine")
+    with pytest.raises(family.ClassifierError, match="none of 44 images has one of the classes"):
+        fit(name, train, (features, np.full_like(labels, 4)), n_classes=5)
+
+
 @families
 def test_training_changes_neither_its_features_nor_its_labels(name):
     train, validation, _ = data("wine")
@@ -282,9 +290,8 @@ def test_svm_decides_as_scikit_learn_does(dataset):
     model = fit("rbf_svm", train, validation, n_classes=k).model
     scaler = StandardScaler().fit(train[0].astype(np.float64))
     machine = SVC(C=3.0).fit(scaler.transform(train[0].astype(np.float64)), train[1])
-    ours = model._decisions(
-        rbf_kernel(model.preparation.features(test), model.preparation.features(model.vectors), gamma=float(model.gamma))
-    )
+    prepare = model.preparation.features
+    ours = model._decisions(rbf_kernel(prepare(test), prepare(model.vectors), gamma=float(model.gamma)))
     plain = machine.decision_function(scaler.transform(test.astype(np.float64))).reshape(len(test), -1)
     np.testing.assert_allclose(ours, plain, atol=1e-3)
 

@@ -26,7 +26,8 @@ def test_area_under_a_roc_curve_is_roc_auc(positive):
 def test_area_under_the_mean_roc_curve_is_close_to_the_mean_area():
     probabilities, labels = drawn(4)
     x, y = curves.roc(probabilities, labels, positive=None)
-    assert np.trapezoid(y, x) == pytest.approx(metrics.score("roc_auc", probabilities, labels, positive=None), abs=0.005)
+    expected = metrics.score("roc_auc", probabilities, labels, positive=None)
+    assert np.trapezoid(y, x) == pytest.approx(expected, abs=0.005)
 
 
 def test_steps_under_a_precision_recall_curve_add_up_to_average_precision():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import figures
+from pipeline import figures, training_curves
 
 HISTORY = {
     "loss": [0.7, 0.5, 0.4, 0.35],
@@ -40,8 +40,8 @@ def calibration(name: str) -> figures.Calibration:
 
 
 DRAWINGS: dict[str, Callable[[Path], None]] = {
-    "curves": lambda path: figures.curves(HISTORY, best_epoch=1, title="lite · head", path=path),
-    "curves of one epoch": lambda path: figures.curves(
+    "curves": lambda path: training_curves.draw(HISTORY, best_epoch=1, title="lite · head", path=path),
+    "curves of one epoch": lambda path: training_curves.draw(
         {name: values[:1] for name, values in HISTORY.items()}, best_epoch=0, title="lite · head", path=path
     ),
     "two classes": lambda path: figures.confusion_matrix(

@@ -43,9 +43,10 @@ def reference(engine, pixels) -> np.ndarray:
 def test_pooled_features_agree_with_keras(trunk, reference, pixels):
     assert reference.dtype == np.float32 and reference.shape == (16, 1280)
     in_keras = trunk(pixels.astype(np.float32), training=False).numpy()
-    assert np.abs(reference - in_keras).max() < 1e-5
-    # float32, not bfloat16: that would be 2 % off.
-    assert np.linalg.norm(reference - in_keras) < 1e-5 * np.linalg.norm(in_keras)
+    # Relative to an image's largest feature, with which rounding grows. On these views the largest absolute difference
+    # is 1.4e-5, of features up to 4.8; from float64 the engine is 1.1e-5 away and Keras 0.6e-5. bfloat16 is 2e-2 off.
+    differences = np.abs(reference - in_keras).max(axis=1)
+    assert (differences < 1e-5 * in_keras.max(axis=1)).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -60,7 +61,7 @@ def test_features_do_not_depend_on_the_order_of_rows(engine, reference, pixels):
     np.testing.assert_array_equal(engine.run(pixels[order]), reference[order])
 
 
-def test_features_do_not_depend_on_the_number_of_threads_or_the_process_of_conversion(trunk, reference, pixels):
+def test_features_do_not_depend_on_the_number_of_threads_or_on_who_converted_the_network(trunk, reference, pixels):
     np.testing.assert_array_equal(inference.FrozenNetwork(trunk, threads=1).run(pixels), reference)
 
 

@@ -47,8 +47,8 @@ def by_scikit_learn(probabilities: np.ndarray, labels: np.ndarray, positive: int
         found["brier"] = reference.brier_score_loss(truth, exact[:, positive])
     else:
         one_hot = np.eye(count)[labels]
-        found["roc_auc"] = reference.roc_auc_score(labels, exact, multi_class="ovr", average="macro")
-        found["average_precision"] = reference.average_precision_score(one_hot, exact, average="macro")
+        found["roc_auc"] = reference.roc_auc_score(one_hot, probabilities, average="macro")
+        found["average_precision"] = reference.average_precision_score(one_hot, probabilities, average="macro")
         found["brier"] = reference.brier_score_loss(labels, exact)
     return found
 
@@ -141,7 +141,7 @@ def test_brier_score_of_three_classes_sums_over_classes():
 
 
 def test_calibration_error_worked_by_hand():
-    # Two bins of (0.5, 0.75] and two of (0.75, 1]: mean confidence 0.65 with one of two right, 0.95 with both right.
+    # In (0.5, 0.75]: mean confidence 0.65, one of two right. In (0.75, 1]: mean confidence 0.95, both right.
     confidence = np.array([0.6, 0.7, 0.9, 1.0], dtype=np.float32)
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     labels = np.array([0, 1, 0, 0])

@@ -35,7 +35,9 @@ def names(**block: Any) -> list[str]:
 def test_a_grid_tries_every_combination_once_and_varies_the_last_parameter_fastest():
     found = search.candidates(parse(grid={"C": [0.01, 1], "class_weight": [None, "balanced"]}), seed=0)
     assert [candidate.parameters for candidate in found] == [
-        {"C": c, "depth": 3, "scale": None, "class_weight": weight} for c in (0.01, 1.0) for weight in (None, "balanced")
+        {"C": c, "depth": 3, "scale": None, "class_weight": weight}
+        for c in (0.01, 1.0)
+        for weight in (None, "balanced")
     ]
 
 
@@ -75,6 +77,12 @@ def test_random_search_can_draw_every_combination_of_a_finite_grid():
     assert len(set(names(search="random", candidates=6, grid=grid))) == 6
 
 
+def test_a_narrow_range_has_room_for_many_draws():
+    grid = {"C": {"low": 0.1, "high": 0.1001}}
+    found = names(search="random", candidates=50, grid=grid)
+    assert len(set(found)) == 50
+
+
 def test_a_range_with_log_draws_evenly_in_the_exponent():
     grid = {"C": {"low": 1e-6, "high": 1.0, "log": True}}
     found = search.candidates(parse(search="random", candidates=200, grid=grid), seed=0)
@@ -93,13 +101,13 @@ def test_a_range_with_log_draws_evenly_in_the_exponent():
         ({"grid": {"C": []}}, "classifiers.svm.grid.C must be a list of at least one value, without repetition"),
         ({"grid": {"C": [1, 1.0]}}, "without repetition, received [1, 1.0]"),
         ({"grid": {"C": 1.0}}, "classifiers.svm.grid.C must be list, received 1.0"),
-        ({"grid": {"C": {"low": 0.1, "high": 1.0}}}, "classifiers.svm.search must be random when the grid holds a range (C)"),
+        ({"grid": {"C": {"low": 0.1, "high": 1.0}}}, "svm.search must be random when the grid holds a range (C)"),
         ({"grid": {"depth": list(range(1, 17)), "C": list(range(1, 100))}}, "random when there are more than 1000"),
         ({"search": "halving"}, "classifiers.svm.search must be 'grid' or 'random', received 'halving'"),
         ({"candidates": 3}, "classifiers.svm.candidates must be left out when search is grid"),
         ({"search": "random"}, "classifiers.svm.candidates must be given when search is random"),
         ({"search": "random", "candidates": 0}, "classifiers.svm.candidates must be greater than or equal to 1"),
-        ({"search": "random", "candidates": 2}, "classifiers.svm.candidates must be at most 1, the number of combinations"),
+        ({"search": "random", "candidates": 2}, "svm.candidates must be at most 1, the number of combinations"),
     ],
 )  # fmt: skip
 def test_a_search_that_cannot_be_done_says_which_key_and_why(block, message):

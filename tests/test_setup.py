@@ -95,6 +95,12 @@ def test_targets_use_the_environment_of_their_variant(root, environment, variant
         assert all(f"$PWD/{venv}/bin:" in line for line in lines[1:] if "python" in line or "dvc" in line)
 
 
+def test_what_the_targets_leave_behind_is_ignored_by_git(root):
+    ignored = (root / ".gitignore").read_text(encoding="utf-8").splitlines()
+    places = (".venv", ".venv-gpu", ".cache", ".demo", ".mlflow", "dvc_plots")
+    assert {f"/{place}/" for place in places} <= set(ignored)
+
+
 # --- the environment -----------------------------------------------------------------------------------------------
 
 

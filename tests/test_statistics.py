@@ -145,11 +145,12 @@ def test_holm_lies_between_no_correction_and_bonferroni_and_keeps_the_order(p_va
     assert (np.diff(np.array(corrected)[order]) >= 0).all()
 
 
-def test_two_thousand_resamples_of_a_full_test_part_take_seconds():
+def test_resampling_eight_methods_takes_a_hundredth_of_a_second_of_work_a_resample_at_most():
     measures = {str(seed): evaluation(seed, n=656).measure for seed in range(8)}
     started = time.process_time()
-    statistics.bootstrap(measures, 656, samples=2000, generator=np.random.default_rng(0))
-    assert time.process_time() - started < 20
+    statistics.bootstrap(measures, 656, samples=300, generator=np.random.default_rng(0))
+    # So 2,000 resamples stay below 20 s.
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def run(classifier: str = "logistic_regression", log: NoLog | None = None) -> No
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    files = (file for file in sorted(directory.rglob("*")) if file.is_file())
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}
 
 
 def test_a_sweep_keeps_every_candidate_and_the_model_that_validation_prefers(project):

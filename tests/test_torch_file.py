@@ -105,8 +105,8 @@ def test_a_kernel_stored_as_height_width_in_out_is_read_as_out_in_height_width(t
 
 def test_offsets_and_the_order_of_names_are_kept(tmp_path):
     elements = np.arange(10, dtype=np.int64)
-    path = write(tmp_path / "x.pth", {"b": View(elements, (3,), (2,), offset=4), "a": View(elements[:0], (0, 3), (3, 1))})
-    state = read_state_dict(path)
+    views = {"b": View(elements, (3,), (2,), offset=4), "a": View(elements[:0], (0, 3), (3, 1))}
+    state = read_state_dict(write(tmp_path / "x.pth", views))
     assert list(state) == ["b", "a"]
     assert state["b"].tolist() == [4, 6, 8]
     assert state["a"].shape == (0, 3)

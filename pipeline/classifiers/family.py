@@ -81,9 +81,15 @@ class Preparation:
         return (features - self.mean) / self.deviation if len(self.mean) else features
 
     def examples(self, examples: Examples) -> Examples:
-        """Return (prepared features, labels 0..k-1) of the images whose class training has seen."""
+        """Return (prepared features, labels 0..k-1) of the images whose class training has seen.
+
+        Raises ClassifierError if there are none.
+        """
         features, labels = examples
         known = np.isin(labels, self.seen)
+        if not known.any():
+            seen = self.seen.tolist()
+            raise ClassifierError(f"none of {len(labels)} images has one of the classes {seen} of training")
         return self.features(features[known]), np.searchsorted(self.seen, labels[known])
 
     def probabilities(self, probabilities: np.ndarray) -> np.ndarray:

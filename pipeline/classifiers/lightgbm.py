@@ -24,7 +24,7 @@ class Grid(search.Grid):
     num_leaves: search.Values[Annotated[int, pydantic.Field(ge=2, le=131072)]]
     learning_rate: search.Values[search.Fraction]
     feature_fraction: search.Values[search.Fraction]
-    min_data_in_leaf: search.Values[Annotated[int, pydantic.Field(ge=1)]]
+    min_data_in_leaf: search.Values[Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]]
 
 
 class Params(search.Search):
@@ -44,8 +44,9 @@ class Model:
         return self.preparation.probabilities(self.booster.predict(self.preparation.features(features)))
 
     def cost(self) -> tuple[int, int]:
-        leaves = [int(count) for count in re.findall(r"^num_leaves=(\d+)$", self.booster.model_to_string(), re.MULTILINE)]
-        return sum(2 * count - 1 for count in leaves), 0
+        # A tree with n leaves has n - 1 splits.
+        leaves = re.findall(r"^num_leaves=(\d+)$", self.booster.model_to_string(), flags=re.MULTILINE)
+        return sum(2 * int(count) - 1 for count in leaves), 0
 
     def save(self, directory: Path) -> None:
         self.preparation.save(directory)

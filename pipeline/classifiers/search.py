@@ -55,14 +55,14 @@ class Range(Block, Generic[T]):
             raise ValueError(f"false for a range that starts at {low}: low must be above 0")
         return log
 
-    def draw(self, generator: np.random.Generator) -> int | float:
-        """Return one number of the range; floats have three significant digits, so that a name tells all of it."""
+    def draw(self, generator: np.random.Generator, *, digits: int) -> int | float:
+        """Return one number of the range, a float with that many significant digits (inside the range)."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if isinstance(self.low, int) and not self.log:
             return int(generator.integers(low, high, endpoint=True))
         value = generator.uniform(low, high)
         value = math.exp(value) if self.log else value
-        value = round(value) if isinstance(self.low, int) else float(f"{value:.3g}")
+        value = round(value) if isinstance(self.low, int) else float(f"{value:.{digits}g}")
         return min(max(value, self.low), self.high)
 
 
@@ -73,7 +73,9 @@ class Values(Generic[T]):
     """
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: pydantic.GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         (item,) = get_args(source)
         ranges = pydantic.TypeAdapter(Range[item])
 
@@ -158,14 +160,19 @@ def candidates(params: Search, *, seed: int) -> list[Candidate]:
 
 
 def _draw(dimensions: Mapping[str, Any], count: int, generator: np.random.Generator) -> list[dict[str, Any]]:
-    # Search has checked that `count` different points exist, so drawing until they are found ends.
+    # Search has checked that `count` different points exist. Few digits make readable names; more are taken when a
+    # point comes up again, so that a narrow range does not run out.
     found: dict[tuple[Any, ...], None] = {}
+    digits = 3
     while len(found) < count:
-        point = [
-            values.draw(generator) if isinstance(values, Range) else values[generator.integers(len(values))]
+        point = tuple(
+            values.draw(generator, digits=digits)
+            if isinstance(values, Range)
+            else values[generator.integers(len(values))]
             for values in dimensions.values()
-        ]
-        found.setdefault(tuple(point))
+        )
+        digits += point in found
+        found.setdefault(point)
     return [dict(zip(dimensions, point, strict=True)) for point in found]
 
 

@@ -89,7 +89,8 @@ def _write_classes(
             | {"mean_probability": f"{guess.mean_probability:.6f}"}
             for guess in found
         ]
-        first = [f"{names[guess.imagenet_class]} {guess.top_1 / len(members):.0%}" for guess in found[:3] if guess.top_1]
+        often = [guess for guess in found[:3] if guess.top_1]
+        first = [f"{names[guess.imagenet_class]} {guess.top_1 / len(members):.0%}" for guess in often]
         sentences.append(f"{label}: {len(members)} images, most often seen as {', '.join(first)}")
     artifacts.write_csv(path, CLASS_COLUMNS, rows)
     return sentences

@@ -19,7 +19,8 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     with artifacts.whole_directory(artifacts.BACKBONES / backbone) as directory:
         networks.save(model, directory)
         networks.write_spec(spec, directory)
+    parameters, multiply_adds = networks.count_parameters(model), networks.multiply_adds(model)
     say(
-        f"{backbone}: {networks.count_parameters(model):,} parameters, {networks.multiply_adds(model) / 1e6:,.0f} million "
-        f"multiply-adds an image of {spec.input_size} x {spec.input_size}, {len(spec.blocks)} blocks"
+        f"{backbone}: {parameters:,} parameters in {len(spec.blocks)} blocks, "
+        f"{multiply_adds / 1e6:,.0f} million multiply-adds an image of {spec.input_size} x {spec.input_size}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, comparison, curves, figures, leaderboard, metrics, statistics
+from pipeline.comparison import Method, Protocol
 from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, say
 
@@ -51,10 +52,10 @@ def main(params: Params, *, log: Log) -> None:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _protocol(params: Params) -> comparison.Protocol:
+def _protocol(params: Params) -> Protocol:
     selection = params.block("selection", metrics.SelectionParams)
     parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
-    return comparison.Protocol(
+    return Protocol(
         sizes={name: len(part) for name, part in parts.items()},
         validation=parts["validation"],
         test=parts["test"],
@@ -77,10 +78,10 @@ def _warn_of_strays(declared: Sequence[Run]) -> None:
     names = {run.name for run in declared}
     for path in sorted(artifacts.RUNS.glob("[!.]*")):
         if path.name not in names:
-            say(f"warning: {path} is not declared in params.yaml and is left out; `python -m pipeline prune` removes it")
+            say(f"warning: {path} is not declared in params.yaml and left out; `python -m pipeline prune` removes it")
 
 
-def _method(run: Run, protocol: comparison.Protocol, *, manifest: str) -> comparison.Method:
+def _method(run: Run, protocol: Protocol, *, manifest: str) -> Method:
     """Return a declared run with its evaluations. Raises ArtifactError if it was made from another split or choice."""
     directory = artifacts.RUNS / run.name
     record = artifacts.read_record(directory / "record.json")
@@ -102,7 +103,7 @@ def _method(run: Run, protocol: comparison.Protocol, *, manifest: str) -> compar
     return comparison.evaluate(record, predictions, protocol)
 
 
-def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions, protocol: comparison.Protocol) -> None:
+def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions, protocol: Protocol) -> None:
     metric = protocol.selection.metric
     best = metrics.select(
         predictions.validation, protocol.validation.labels, metric=metric, positive=protocol.positive
@@ -118,7 +119,7 @@ def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], protocol: comparison.Protocol) -> None:
+def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], protocol: Protocol) -> None:
     artifacts.write_json(artifacts.LEADERBOARD, entries)
     artifacts.write_csv(artifacts.RESULTS / "leaderboard.csv", *leaderboard.csv_table(entries))
     text = leaderboard.markdown(
@@ -136,7 +137,7 @@ def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], pro
 
 
 def _draw(
-    ranked: Sequence[comparison.Method], entries: Sequence[leaderboard.Entry], protocol: comparison.Protocol
+    ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol
 ) -> None:
     champion = ranked[0]
     metric = protocol.selection.metric
@@ -173,7 +174,7 @@ def _draw(
 
 
 def _draw_curves(
-    ranked: Sequence[comparison.Method], entries: Sequence[leaderboard.Entry], protocol: comparison.Protocol
+    ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol
 ) -> None:
     def lines(curve: Callable[..., curves.Curve], metric: str) -> list[figures.Line]:
         return [
@@ -201,14 +202,14 @@ def _draw_curves(
     )
 
 
-def _training(place: int, method: comparison.Method) -> figures.Training:
+def _training(place: int, method: Method) -> figures.Training:
     """Return how the selected candidate was fitted; networks note the kept epoch, boosters the kept number of trees."""
     selected = method.record.candidates[method.record.selected]
     kept = selected.notes.get("best_epoch", selected.notes.get("best_iteration"))
     return figures.Training(method.title, place, selected.history, best_step=None if kept is None else int(kept) - 1)
 
 
-def _bar(method: comparison.Method, entry: leaderboard.Entry, metric: str) -> figures.Bar:
+def _bar(method: Method, entry: leaderboard.Entry, metric: str) -> figures.Bar:
     validation, test = entry["validation"][metric], entry["test"][metric]
     values = (validation["value"], test["value"], test["low"], test["high"])
     return figures.Bar(method.title, *(np.nan if value is None else value for value in values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,12 +99,15 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
     files = {"run": str(method.directory)}
     if method.backbone is not None:
         files["backbone"] = str(method.backbone)
-    pyfunc.save_model(
-        str(path),
-        python_model=str(SERVING),
-        artifacts=files,
-        code_paths=[str(provenance.ROOT / "pipeline")],
-        signature=signature(method.record.classes),
-        pip_requirements=requirements(method),
-        mlflow_model=Model(artifact_path=NAME, run_id=run.info.run_id, model_id=model_id),
-    )
+    with warnings.catch_warnings():
+        # It misses an input example, which it would want to run through the network now.
+        warnings.simplefilter("ignore", UserWarning)
+        pyfunc.save_model(
+            str(path),
+            python_model=str(SERVING),
+            artifacts=files,
+            code_paths=[str(provenance.ROOT / "pipeline")],
+            signature=signature(method.record.classes),
+            pip_requirements=requirements(method),
+            mlflow_model=Model(artifact_path=NAME, run_id=run.info.run_id, model_id=model_id),
+        )

@@ -8,20 +8,22 @@ numbers added here carry the run's own start time, so that writing one twice is 
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline import provenance
+from pipeline import artifacts, provenance
 from pipeline.tracking import contents, models, processes, store
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
-METRICS_A_BATCH = 900
+# A call may carry 1,000 entries in all, of them 100 parameters and 100 tags.
+METRICS_A_BATCH = 800
 ENTRIES_A_BATCH = 100
 
 
@@ -54,7 +56,7 @@ class _Sync:
         self.client = connection.client
         self.comparison = comparison
         self.environment = provenance.digest(dict(comparison.environment))
-        self.runs = self.search("tags.level = 'method'")
+        self.runs = runs.search(self.connection, "tags.level = 'method'")
         self.added = 0
         self.warnings: list[str] = []
 
@@ -69,11 +71,11 @@ class _Sync:
         return Report(len(methods), candidates, self.added, tuple(self.warnings))
 
     def method(self, method: Method, position: int) -> None:
-        runs = self.one_per_environment([run for run in self.runs if _tag(run, "record") == method.record_digest])
+        runs = self.one_per_environment([run for run in self.runs if tag(run, "record") == method.record_digest])
         if not runs:
             runs = [self.create(method, position)]
             self.runs += runs
-        children = self.search(f"tags.level = 'candidate' and tags.record = '{method.record_digest}'")
+        children = runs.search(self.connection, f"tags.level = 'candidate' and tags.record = '{method.record_digest}'")
         self.shout_if_not_deterministic(method, runs)
         for run in runs:
             self.candidates(method, run, children, orphans_of={other.info.run_id for other in runs})
@@ -85,10 +87,10 @@ class _Sync:
         """Return the runs of one record without repetitions, which are deleted: the oldest complete one stays."""
         kept: dict[str, Run] = {}
         for run in sorted(runs, key=lambda run: (not _complete(run), run.info.start_time)):
-            first = kept.setdefault(_tag(run, "environment"), run)
+            first = kept.setdefault(tag(run, "environment"), run)
             if first is not run:
-                if _tag(run, "environment_witnessed") == "true":
-                    self.set_tags(first, {"environment_witnessed": "true"})
+                if tag(run, "environment_witnessed") == "true":
+                    runs.log(self.client, first, {"environment_witnessed": "true"})
                 self.client.delete_run(run.info.run_id)
                 self.runs.remove(run)
         return list(kept.values())
@@ -100,7 +102,8 @@ class _Sync:
         )
         tags |= contents.environment_tags(self.comparison.environment, self.environment, witnessed=False)
         tags |= contents.origin_tags(record.stage)
-        tags |= {"record": method.record_digest, "state": "finished"}
+        tags |= {"record": method.record_digest, "state": "finished", "current": "true"}
+        tags |= self.changing_tags(method)
         if method.input_key:
             tags["input_key"] = method.input_key
         return self.client.create_run(
@@ -111,31 +114,29 @@ class _Sync:
             tags=tags,
         )
 
+    def changing_tags(self, method: Method) -> dict[str, str]:
+        """Return the tags that another comparison of the same record may change."""
+        parts = {f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts}
+        return {"champion": text(method.champion), contents.NOTE: contents.description(method), **parts}
+
     def complete_method(self, method: Method, run: Run) -> None:
-        record = method.record
-        changing = {
-            "champion": text(method.champion),
-            "dataset": self.comparison.dataset,
-            contents.NOTE: contents.description(method),
-            **{f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts},
-        }
-        self.set_tags(run, changing)
-        self.log(run, contents.method_summary(method))
+        runs.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
         if method.champion:
             self.log_comparison(run)
         if _complete(run):
             return
         self.added += 1
-        chosen = record.candidates[record.selected]
-        self.log(run, {}, parameters=contents.parameters(method), series=chosen.history)
+        chosen = method.record.candidates[method.record.selected]
+        runs.log(self.client, run, parameters=contents.parameters(method), series=chosen.history)
         self.log_inputs(run)
         for name in ("record.json", "predictions.npz", "history.csv", "curves.png"):
             if (method.directory / name).exists():
                 self.client.log_artifact(run.info.run_id, str(method.directory / name))
         if missing := models.log(self.client, self.connection.experiment, run, method):
-            self.warnings.append(f"{record.name}: the model is not in MLflow yet, because {missing} is not here")
+            self.warnings.append(f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here")
             return
-        self.finish(run)
+        runs.terminate(self.client, run)
+        runs.log(self.client, run, tags={"complete": "true"})
 
     def log_inputs(self, run: Run) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -151,42 +152,43 @@ class _Sync:
 
     def log_comparison(self, run: Run) -> None:
         """Keep the leaderboard and the figures on the champion's run; again only when one of them changed."""
-        from pipeline.artifacts import sha256_path
-
-        digest = provenance.digest({path.name: sha256_path(path) for path in self.comparison.files})
-        if _tag(run, "comparison") == digest:
+        digest = provenance.digest({path.name: artifacts.sha256_path(path) for path in self.comparison.files})
+        if tag(run, "comparison") == digest:
             return
         for path in self.comparison.files:
             log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
             log(run.info.run_id, str(path), f"comparison/{path.name}" if path.is_dir() else "comparison")
-        self.set_tags(run, {"comparison": digest})
+        runs.log(self.client, run, tags={"comparison": digest})
 
     # --- its candidates --------------------------------------------------------------------------------------------
 
     def candidates(self, method: Method, parent: Run, children: Iterable[Run], *, orphans_of: set[str]) -> None:
         """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over."""
-        known = {_tag(child, "candidate"): child for child in children if _tag(child, contents.PARENT) == parent.info.run_id}
+        known = {tag(child, "candidate"): child for child in children if tag(child, contents.PARENT) == parent.info.run_id}
         orphans = {
-            _tag(child, "candidate"): child
+            tag(child, "candidate"): child
             for child in children
-            if _tag(child, contents.PARENT) not in orphans_of and _tag(child, "environment") == _tag(parent, "environment")
+            if tag(child, contents.PARENT) not in orphans_of and tag(child, "environment") == tag(parent, "environment")
         }
         for index, candidate in enumerate(method.record.candidates):
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
-                self.set_tags(child, {contents.PARENT: parent.info.run_id})
+                runs.log(self.client, child, {contents.PARENT: parent.info.run_id})
             if child is None:
                 child = self.create_candidate(method, parent, index)
             if _complete(child):
-                self.log(child, contents.summary(method, index))
+                runs.log(self.client, child, contents.summary(method, index))
                 continue
             self.added += 1
-            self.log(
-                child, contents.summary(method, index),
-                parameters=contents.parameters(method, index), series=candidate.history,
-            )  # fmt: skip
-            self.finish(child)
+            runs.terminate(self.client, child)
+            runs.log(self.client, 
+                child,
+                contents.summary(method, index),
+                parameters=contents.parameters(method, index),
+                series=candidate.history,
+                tags={"complete": "true"},
+            )
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
         record, candidate = method.record, method.record.candidates[index]
@@ -196,7 +198,7 @@ class _Sync:
         tags |= {
             contents.PARENT: parent.info.run_id, "level": "candidate", "candidate": str(index),
             "record": method.record_digest, "selected": text(index == record.selected),
-            "converged": text(candidate.converged),
+            "converged": text(candidate.converged), "current": "true",
         }  # fmt: skip
         tags |= {f"note.{name}": value for name, value in candidate.notes.items() if isinstance(value, str)}
         return self.client.create_run(
@@ -212,24 +214,24 @@ class _Sync:
         """Remove live runs that died computing what now has a record, and mark the others as killed."""
         keys = {method.input_key for method in self.comparison.methods}
         for run in list(self.runs):
-            if _tag(run, "state") not in ("live", "failed", "killed") or processes.is_alive(run.data.tags):
+            if tag(run, "state") not in ("live", "failed", "killed") or processes.is_alive(run.data.tags):
                 continue
-            if _tag(run, "input_key") in keys:
+            if tag(run, "input_key") in keys:
                 self.client.delete_run(run.info.run_id)
                 self.runs.remove(run)
-            elif _tag(run, "state") == "live":
-                self.set_tags(run, {"state": "killed"})
+            elif tag(run, "state") == "live":
+                runs.log(self.client, run, tags={"state": "killed"})
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def shout_if_not_deterministic(self, method: Method, runs: Sequence[Run]) -> None:
         for run in runs:
             for other in self.runs:
-                same = method.input_key and _tag(other, "input_key") == method.input_key
-                if not same or _tag(other, "record") in (method.record_digest, "") or not _same_environment(run, other):
+                same = method.input_key and tag(other, "input_key") == method.input_key
+                if not same or tag(other, "record") in (method.record_digest, "") or not _same_environment(run, other):
                     continue
                 for one, another in ((run, other), (other, run)):
-                    self.set_tags(one, {"not_deterministic": another.info.run_id})
-                sure = all(_tag(one, "environment_witnessed") == "true" for one in (run, other))
+                    runs.log(self.client, one, {"not_deterministic": another.info.run_id})
+                sure = all(tag(one, "environment_witnessed") == "true" for one in (run, other))
                 self.warnings.append(
                     f"NOT DETERMINISTIC: {method.record.name} ended in two different records from the same inputs, "
                     f"parameters, code and environment: runs {run.info.run_id} and {other.info.run_id}, now tagged "
@@ -238,87 +240,27 @@ class _Sync:
                 )
 
     def mark_current(self) -> None:
-        """Tag the runs of today's records as current, and no other of this DVC experiment."""
+        """Tag the runs of today's records as current and no other: inside a DVC experiment none of that experiment, and
+        outside none of the workspace, so that both can be compared."""
         current = {method.record_digest for method in self.comparison.methods}
-        mine = contents.origin_tags("").get("dvc_experiment", "")
+        mine = os.environ.get("DVC_EXP_NAME", "")
         for run in self.runs:
-            is_current = _tag(run, "record") in current
-            if not is_current and _tag(run, "dvc_experiment") not in ("", mine):
+            is_current = tag(run, "record") in current
+            if not is_current and tag(run, "dvc_experiment") != mine:
                 continue
-            if _tag(run, "state") != "finished" or _tag(run, "current") == text(is_current):
+            if tag(run, "state") != "finished" or tag(run, "current") == text(is_current):
                 continue
-            children = self.search(f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
+            children = runs.search(self.connection, f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
             for one in (*children, run):
-                self.set_tags(one, {"current": text(is_current)} | ({} if is_current else {"champion": "false"}))
-
-    def search(self, condition: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs([self.connection.experiment], condition, max_results=1000, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
-
-    def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        """Write the tags that differ, in the store and in the copy at hand."""
-        from mlflow.entities import RunTag
-
-        changed = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
-        if changed:
-            self.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in changed.items()])
-            run.data.tags.update(changed)
-
-    def log(
-        self,
-        run: Run,
-        summary: Mapping[str, float],
-        *,
-        parameters: Mapping[str, str] | None = None,
-        series: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        """Log what the run does not show yet. A summary that changed is written after the value it replaces."""
-        from mlflow.entities import Metric, Param
-
-        start, shown = run.info.start_time, run.data.metrics
-        metrics = [
-            Metric(name, value, _now() if name in shown else start, contents.SUMMARY_STEP)
-            for name, value in summary.items()
-            if shown.get(name) != value
-        ]
-        for name, values in (series or {}).items():
-            key = contents.series_name(name)
-            done = {point.step for point in self.client.get_metric_history(run.info.run_id, key)} if key in shown else ()
-            steps = enumerate(values, start=contents.FIRST_STEP)
-            metrics += [Metric(key, value, start, step) for step, value in steps if step not in done]
-        params = [Param(*entry) for entry in (parameters or {}).items() if entry[0] not in run.data.params]
-        run_id = run.info.run_id
-        _in_batches(metrics, METRICS_A_BATCH, lambda batch: self.client.log_batch(run_id, metrics=batch))
-        _in_batches(params, ENTRIES_A_BATCH, lambda batch: self.client.log_batch(run_id, params=batch))
-
-    def finish(self, run: Run) -> None:
-        """Close a run at the time it ended, if known, and mark it as complete."""
-        if run.info.status != "FINISHED":
-            self.client.set_terminated(run.info.run_id, "FINISHED", run.info.end_time or run.info.start_time)
-        self.set_tags(run, {"complete": "true"})
-
-
-def _in_batches(entries: Sequence[Any], size: int, log: Callable[[Sequence[Any]], None]) -> None:
-    for start in range(0, len(entries), size):
-        log(entries[start : start + size])
-
-
-def _tag(run: Run, name: str) -> str:
-    return run.data.tags.get(name, "")
+                runs.log(self.client, one, {"current": text(is_current)} | ({} if is_current else {"champion": "false"}))
 
 
 def _complete(run: Run) -> bool:
-    return _tag(run, "complete") == "true"
+    return tag(run, "complete") == "true"
 
 
 def _same_environment(one: Run, other: Run) -> bool:
-    return _tag(one, "environment") == _tag(other, "environment")
+    return tag(one, "environment") == tag(other, "environment")
 
 
 def _now() -> int:

@@ -1,0 +1,139 @@
+"""Facts of a network used as it is: it names what is in a photograph, and the tables count what it named."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import artifacts, imagenet, params, picture_sheet
+from pipeline.progress import NoLog
+from pipeline.stages import as_is, backbone
+
+VALUES = {
+    "seed": 0,
+    "backbone": {"weights": "imagenet"},
+    "as_is": {"top": 3},
+    "images": {"square": "crop", "interpolation": "bicubic"},
+    "compute": {"threads": 2, "batch_size": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    """The stage's directory for two photographs of ours called flower and temple, and their mirror images."""
+    from sklearn.datasets import load_sample_image
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        root = tmp_path_factory.mktemp("as_is")
+        monkeypatch.chdir(root)
+        rows = []
+        for label, photograph in (("flower", "flower.jpg"), ("temple", "china.jpg")):
+            picture = Image.fromarray(load_sample_image(photograph))
+            for name, image in (("a", picture), ("b", picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+                path = f"validation/{label}/{name}.png"
+                (artifacts.SPLIT / path).parent.mkdir(parents=True, exist_ok=True)
+                image.save(artifacts.SPLIT / path)
+                rows.append({"path": path, "label": label, "split": "validation", "group": "", "stratum": "",
+                             "sha256": artifacts.sha256_file(artifacts.SPLIT / path)})  # fmt: skip
+        artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+        for stage in (backbone, as_is):
+            stage.main(params.Params(VALUES, stage.READS), backbone="efficientnet_lite0", log=NoLog())
+        return root / "results" / "as_is" / "efficientnet_lite0"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_daisy_is_called_daisy(output):
+    rows = rows_of(output / "predictions.csv")
+    assert [row["path"] for row in rows] == [f"validation/{name}.png" for name in
+                                             ("flower/a", "flower/b", "temple/a", "temple/b")]  # fmt: skip
+    assert [(row["label"], row["class_1"], row["name_1"]) for row in rows[::2]] == [
+        ("flower", "985", "daisy"),
+        ("temple", "698", "palace"),
+    ]
+
+
+def test_the_most_probable_comes_first_and_nothing_after_the_top(output):
+    for row in rows_of(output / "predictions.csv"):
+        probabilities = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+        assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+        assert "class_4" not in row
+
+
+def test_the_table_of_a_class_counts_its_predictions(output):
+    predictions = rows_of(output / "predictions.csv")
+    table = rows_of(output / "classes.csv")
+    for label in ("flower", "temple"):
+        of_label = [row for row in table if row["label"] == label]
+        assert sum(int(row["top_1"]) for row in of_label) == 2
+        assert sum(int(row["top_k"]) for row in of_label) == 2 * VALUES["as_is"]["top"]
+        for row in of_label:
+            seen = [p["class_1"] for p in predictions if p["label"] == label]
+            assert int(row["top_1"]) == seen.count(row["imagenet_class"])
+            assert row["images"] == "2" and 0 < float(row["mean_probability"]) < 1
+
+
+def test_the_sheet_is_a_picture(output):
+    with Image.open(output / "sheet.png") as sheet:
+        sheet.load()
+        assert sheet.format == "PNG" and sheet.width > 1000
+        # Matplotlib's version and the date would change the bytes.
+        assert set(sheet.info) <= {"dpi"}
+
+
+def test_the_same_cells_make_the_same_bytes_whatever_the_user_configured(tmp_path):
+    import matplotlib
+
+    cell = picture_sheet.Cell(np.full((8, 8, 3), 90, np.uint8), [("window shade", 0.5), ("$x^2$ " + "long " * 20, 0.1)])
+    sections = {"costs $5": [cell] * 4, "other": [cell]}
+    for name in ("a.png", "b.png"):
+        picture_sheet.draw(sections, title="Title", subtitle="Subtitle", path=tmp_path / name)
+        matplotlib.rcParams["font.size"] = 30
+    matplotlib.rcdefaults()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_names_belong_to_their_class_index():
+    names = imagenet.class_names()
+    assert len(names) == 1000
+    known = {0: "tench", 207: "Golden Retriever", 281: "tabby cat", 698: "palace", 985: "daisy", 999: "toilet paper"}
+    assert {index: names[index] for index in known} == known
+
+
+def test_ties_go_to_the_smaller_class_index():
+    probabilities = np.zeros((2, 1000), np.float32)
+    probabilities[0, [7, 3, 900]] = 0.25, 0.25, 0.5
+    probabilities[1, 999] = 1
+    assert imagenet.top_classes(probabilities, k=3).tolist() == [[900, 3, 7], [999, 0, 1]]
+
+
+def test_guesses_are_counted_by_rank():
+    probabilities = np.zeros((3, 1000), np.float32)
+    probabilities[:, 5], probabilities[:, 8] = [0.6, 0.7, 0.1], [0.4, 0.3, 0.9]
+    found = imagenet.guesses(probabilities, imagenet.top_classes(probabilities, k=2))
+    assert [(guess.imagenet_class, guess.top_1, guess.top_k) for guess in found] == [(5, 2, 3), (8, 1, 3)]
+    assert found[0].mean_probability == pytest.approx((0.6 + 0.7 + 0.1) / 3)
+
+
+def test_predictions_of_other_classes_than_imagenet_are_refused():
+    with pytest.raises(imagenet.ImageNetError, match=r"must be \(n, 1000\), received \(2, 2\)"):
+        imagenet.top_classes(np.zeros((2, 2), np.float32), k=1)
+
+
+def test_the_sample_is_spread_over_all_rows():
+    assert imagenet.evenly_spaced(range(100), 4) == [12, 37, 62, 87]
+    assert imagenet.evenly_spaced([3, 8], 9) == [3, 8]
+    assert imagenet.evenly_spaced([], 3) == []
+
+
+@pytest.mark.parametrize("top", [0, 21, 2.5])
+def test_a_senseless_number_of_classes_is_refused(top):
+    with pytest.raises(params.ParamsError, match=r"as_is\.top must be"):
+        params.parse({"top": top}, as_is.AsIsParams, where="as_is")
