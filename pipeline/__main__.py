@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import Any
 
 from pipeline import params, provenance
 from pipeline.errors import BakeoffError
@@ -82,8 +83,14 @@ def run_stage(stage: str, item: dict[str, str]) -> None:
         module.main(declared, log=log, **item)
 
 
-def _log(stage: str, item: dict[str, str], values: dict) -> AbstractContextManager[Log]:
-    return nullcontext(NoLog())
+def _log(stage: str, item: dict[str, str], values: dict[str, Any]) -> AbstractContextManager[Log]:
+    """Return the live log of a stage that ends in a run; the others have no steps to log."""
+    from pipeline import identity, tracking
+
+    run = identity.run_of(stage, item, values)
+    if run is None:
+        return nullcontext(NoLog())
+    return tracking.live(dataset=values["dataset"]["source"], run=run, inputs=identity.inputs_of(run, values))
 
 
 def _parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:

@@ -86,7 +86,7 @@ def _convert(model: keras.Model) -> openvino.Model:
 def _compile(model: openvino.Model, *, threads: int) -> openvino.CompiledModel:
     openvino = _import_openvino()
     settings = {
-        # On a CPU with AMX the default is bfloat16, which is 2 % off.
+        # On a CPU with AMX the default is bfloat16, which is off by percents.
         "INFERENCE_PRECISION_HINT": "f32",
         "EXECUTION_MODE_HINT": "ACCURACY",
         "INFERENCE_NUM_THREADS": threads,

@@ -107,7 +107,8 @@ def unknown_key(key: str, allowed: Iterable[str], *, where: str = "") -> str:
     near = difflib.get_close_matches(key, allowed, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     place = f"params.yaml: {where}" if where else "params.yaml"
-    return f"{place}: unknown key {key!r}{hint}. Choose from: {', '.join(allowed)}"
+    choices = f". Choose from: {', '.join(allowed)}" if allowed else ""
+    return f"{place}: unknown key {key!r}{hint}{choices}"
 
 
 def declared_runs(values: Mapping[str, Any]) -> list[Run]:
@@ -126,9 +127,27 @@ def declared_runs(values: Mapping[str, Any]) -> list[Run]:
 def _explain(problem: Mapping[str, Any], model: type[Block], where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join([where, *location]) if where else ".".join(location)
-    if problem["type"] == "extra_forbidden" and len(location) == 1:
-        return unknown_key(location[0], model.model_fields, where=where)
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(location[-1], _fields(model, location[:-1]), where=key.rpartition(".")[0])
     if problem["type"] == "missing":
         return f"params.yaml: {key} is missing"
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
-    return f"params.yaml: {key} must be {rule}, received {problem['input']!r}"
+    return f"params.yaml: {key} must be {rule}, received {problem['input']!r}{_hint(problem['input'])}"
+
+
+def _fields(model: type[Block], location: Iterable[str]) -> Iterable[str]:
+    """Return the keys allowed at a place inside ``model``; none where the place is no block."""
+    for name in location:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Block)):
+            return ()
+        model = annotation
+    return model.model_fields
+
+
+def _hint(value: Any) -> str:
+    """YAML 1.1 takes 1e-4 for text: a number with an exponent needs a point and a sign."""
+    try:
+        return f" (as text: write {float(value)})" if isinstance(value, str) else ""
+    except ValueError:
+        return ""

@@ -57,6 +57,21 @@ def test_an_unknown_key_names_its_neighbour(values):
         schema.check(values)
 
 
+def test_an_unknown_key_deep_inside_names_its_neighbour_too(values):
+    values["head"]["early_stopping"]["patients"] = 3
+    values["classifiers"]["lightgbm"]["grid"]["num_leavs"] = [3]
+    with pytest.raises(ParamsError) as error:
+        schema.check(values)
+    assert "head.early_stopping: unknown key 'patients' (did you mean 'patience'?)" in str(error.value)
+    assert "classifiers.lightgbm.grid: unknown key 'num_leavs' (did you mean 'num_leaves'?)" in str(error.value)
+
+
+def test_a_number_that_yaml_reads_as_text_is_told_how_to_write_it(values):
+    values["head"]["learning_rate"] = "1e-4"
+    with pytest.raises(ParamsError, match=r"received '1e-4' \(as text: write 0.0001\)"):
+        schema.check(values)
+
+
 def test_an_unknown_classifier_names_the_choices(values):
     values["classifiers"]["lgbm"] = values["classifiers"].pop("lightgbm")
     with pytest.raises(ParamsError, match=r"classifiers: unknown 'lgbm'.*Choose from: catboost, lightgbm"):

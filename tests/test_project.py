@@ -22,10 +22,10 @@ PACKAGE = provenance.ROOT / "pipeline"
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
-    ("networks",),
+    ("networks", "plotting"),
     (
         *("backbones", "classifiers", "convnets", "curves", "datasets", "figures", "imagenet", "images", "inference"),
-        *("leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
+        *("leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
     ("comparison", "network_runs", "predictor"),
     ("serving",),

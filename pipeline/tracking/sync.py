@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
-from pipeline.tracking import contents, models, processes, store
+from pipeline.tracking import calls, contents, models, processes, store
+from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
-
-# A call may carry 1,000 entries in all, of them 100 parameters and 100 tags.
-METRICS_A_BATCH = 800
-ENTRIES_A_BATCH = 100
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class _Sync:
         self.client = connection.client
         self.comparison = comparison
         self.environment = provenance.digest(dict(comparison.environment))
-        self.runs = runs.search(self.connection, "tags.level = 'method'")
+        self.runs = calls.search(self.connection, "tags.level = 'method'")
         self.added = 0
         self.warnings: list[str] = []
 
@@ -75,7 +72,8 @@ class _Sync:
         if not runs:
             runs = [self.create(method, position)]
             self.runs += runs
-        children = runs.search(self.connection, f"tags.level = 'candidate' and tags.record = '{method.record_digest}'")
+        condition = f"tags.level = 'candidate' and tags.record = '{method.record_digest}'"
+        children = calls.search(self.connection, condition)
         self.shout_if_not_deterministic(method, runs)
         for run in runs:
             self.candidates(method, run, children, orphans_of={other.info.run_id for other in runs})
@@ -90,7 +88,7 @@ class _Sync:
             first = kept.setdefault(tag(run, "environment"), run)
             if first is not run:
                 if tag(run, "environment_witnessed") == "true":
-                    runs.log(self.client, first, {"environment_witnessed": "true"})
+                    calls.log(self.client, first, tags={"environment_witnessed": "true"})
                 self.client.delete_run(run.info.run_id)
                 self.runs.remove(run)
         return list(kept.values())
@@ -120,14 +118,14 @@ class _Sync:
         return {"champion": text(method.champion), contents.NOTE: contents.description(method), **parts}
 
     def complete_method(self, method: Method, run: Run) -> None:
-        runs.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
+        calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
         if method.champion:
             self.log_comparison(run)
         if _complete(run):
             return
         self.added += 1
         chosen = method.record.candidates[method.record.selected]
-        runs.log(self.client, run, parameters=contents.parameters(method), series=chosen.history)
+        calls.log(self.client, run, parameters=contents.parameters(method), series=chosen.history)
         self.log_inputs(run)
         for name in ("record.json", "predictions.npz", "history.csv", "curves.png"):
             if (method.directory / name).exists():
@@ -135,8 +133,8 @@ class _Sync:
         if missing := models.log(self.client, self.connection.experiment, run, method):
             self.warnings.append(f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here")
             return
-        runs.terminate(self.client, run)
-        runs.log(self.client, run, tags={"complete": "true"})
+        calls.terminate(self.client, run)
+        calls.log(self.client, run, tags={"complete": "true"})
 
     def log_inputs(self, run: Run) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -158,7 +156,7 @@ class _Sync:
         for path in self.comparison.files:
             log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
             log(run.info.run_id, str(path), f"comparison/{path.name}" if path.is_dir() else "comparison")
-        runs.log(self.client, run, tags={"comparison": digest})
+        calls.log(self.client, run, tags={"comparison": digest})
 
     # --- its candidates --------------------------------------------------------------------------------------------
 
@@ -174,15 +172,16 @@ class _Sync:
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
-                runs.log(self.client, child, {contents.PARENT: parent.info.run_id})
+                calls.log(self.client, child, tags={contents.PARENT: parent.info.run_id})
             if child is None:
                 child = self.create_candidate(method, parent, index)
             if _complete(child):
-                runs.log(self.client, child, contents.summary(method, index))
+                calls.log(self.client, child, contents.summary(method, index))
                 continue
             self.added += 1
-            runs.terminate(self.client, child)
-            runs.log(self.client, 
+            calls.terminate(self.client, child)
+            calls.log(
+                self.client,
                 child,
                 contents.summary(method, index),
                 parameters=contents.parameters(method, index),
@@ -220,7 +219,7 @@ class _Sync:
                 self.client.delete_run(run.info.run_id)
                 self.runs.remove(run)
             elif tag(run, "state") == "live":
-                runs.log(self.client, run, tags={"state": "killed"})
+                calls.log(self.client, run, tags={"state": "killed"})
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def shout_if_not_deterministic(self, method: Method, runs: Sequence[Run]) -> None:
@@ -230,7 +229,7 @@ class _Sync:
                 if not same or tag(other, "record") in (method.record_digest, "") or not _same_environment(run, other):
                     continue
                 for one, another in ((run, other), (other, run)):
-                    runs.log(self.client, one, {"not_deterministic": another.info.run_id})
+                    calls.log(self.client, one, tags={"not_deterministic": another.info.run_id})
                 sure = all(tag(one, "environment_witnessed") == "true" for one in (run, other))
                 self.warnings.append(
                     f"NOT DETERMINISTIC: {method.record.name} ended in two different records from the same inputs, "
@@ -250,9 +249,10 @@ class _Sync:
                 continue
             if tag(run, "state") != "finished" or tag(run, "current") == text(is_current):
                 continue
-            children = runs.search(self.connection, f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
+            demoted = {} if is_current else {"champion": "false"}
+            children = calls.search(self.connection, f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
             for one in (*children, run):
-                runs.log(self.client, one, {"current": text(is_current)} | ({} if is_current else {"champion": "false"}))
+                calls.log(self.client, one, tags={"current": text(is_current)} | demoted)
 
 
 def _complete(run: Run) -> bool:
