@@ -164,6 +164,29 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
 
 
+def short_markdown(entries: Sequence[Entry]) -> str:
+    """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
+    metric = entries[0]["selected_by"]
+    header = ["method", f"validation {LABELS[metric]}", f"test {LABELS[metric]}", LABELS["roc_auc"], "p (Holm)",
+              "trainable parameters"]  # fmt: skip
+    lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
+    for one in entries:
+        name = title(one["network"], one["method"])
+        lines.append(
+            _markdown_row(
+                [
+                    f"**{name}**" if one["champion"] else name,
+                    shown(one["validation"][metric]["value"]),
+                    _with_interval(one["test"][metric]),
+                    shown(one["test"]["roc_auc"]["value"]),
+                    _p(one),
+                    _amount(one["cost"]["trainable_parameters"]),
+                ]
+            )
+        )
+    return "\n".join([*lines, "", verdict(entries, confidence=0.95)]) + "\n"
+
+
 def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return in words what the test part says about the champion and the others."""
     champion, *others = entries

@@ -12,6 +12,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,31 @@ class NetworkSpec(pydantic.BaseModel):
     weights: dict[str, str]
 
 
+def start_tensorflow(*, threads: int | None = None) -> None:
+    """Import TensorFlow and run a first operation, without the greetings that would bury what a stage has to say.
+
+    They are written by C++ before any setting of the log level counts, so standard error is closed meanwhile; errors
+    are exceptions and get through. ``threads``: of an operation, which can only be set before the first one.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        if threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.constant(0.0) + 1.0
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def write_spec(spec: NetworkSpec, directory: Path) -> None:
     artifacts.write_json(directory / SPEC, spec.model_dump())
 
@@ -99,6 +126,7 @@ def save(model: keras.Model, directory: Path) -> None:
 
 def load(directory: Path) -> keras.Model:
     """Return the network stored by `save`. Raises ArtifactError if a file is missing or the two do not match."""
+    start_tensorflow()
     import keras
 
     for name in (ARCHITECTURE, WEIGHTS):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipeline import networks
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
@@ -127,11 +128,10 @@ class Fit:
 
 def prepare(*, threads: int, seed: int) -> None:
     """Make this process train deterministically: call once, before the first network is built."""
+    networks.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(child_seed(seed, "training"))
 

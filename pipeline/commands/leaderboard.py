@@ -1,16 +1,35 @@
-"""Print the comparison that the last `dvc repro` wrote."""
+"""Print the comparison that the last `dvc repro` wrote, or write it into a document."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pipeline import artifacts, leaderboard
+from pipeline.errors import BakeoffError
+
+BEGIN = "<!-- leaderboard -->"
+END = "<!-- /leaderboard -->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command takes none."""
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"renew the table between {BEGIN} and {END}")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    print(leaderboard.leaderboard_text(artifacts.read_json(artifacts.LEADERBOARD)))
+    entries = artifacts.read_json(artifacts.LEADERBOARD)
+    if arguments.readme is None:
+        print(leaderboard.leaderboard_text(entries))
+        return 0
+    document = arguments.readme.read_text(encoding="utf-8")
+    artifacts.write_text(arguments.readme, with_table(document, leaderboard.short_markdown(entries)))
+    print(f"{arguments.readme}: table renewed from {artifacts.LEADERBOARD}")
     return 0
+
+
+def with_table(document: str, table: str) -> str:
+    """Return the document with ``table`` between its two markers. Raises BakeoffError unless it has both, once."""
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise BakeoffError(f"The document must hold {BEGIN} and, after it, {END}, once each")
+    before, rest = document.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}"

@@ -15,6 +15,7 @@ OUTPUTS = ("data/backbones/{backbone}",)
 def main(params: Params, *, backbone: str, log: Log) -> None:
     block = params.block("backbone", BackboneParams)
     say(f"building {backbone} with weights: {block.weights}")
+    networks.start_tensorflow()
     model, spec = BACKBONES[backbone].build(weights=block.weights, seed=params.value("seed"))
     with artifacts.whole_directory(artifacts.BACKBONES / backbone) as directory:
         networks.save(model, directory)

@@ -1,0 +1,251 @@
+"""The whole pipeline in a temporary clone, on a few real images with the real network."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import artifacts, params
+from pipeline.commands import demo
+
+ONE_CANDIDATE = {"scale": ["standard"], "class_weight": ["balanced"]}
+TINY = {
+    "dataset.limit": 80,
+    "classifiers": {
+        "logistic_regression": {"search": "grid", "grid": {"C": [0.01, 0.1], **ONE_CANDIDATE}},
+        "rbf_svm": {"search": "grid", "grid": {"C": [1.0], "gamma": ["scale"], **ONE_CANDIDATE}},
+    },
+    "head.epochs": 2,
+    "fine_tune.epochs": 1,
+    "fine_tune.unfreeze": {"from_layer": None, "last_blocks": 1},
+    "scratch.epochs": 2,
+    "scratch.input_size": 32,
+    "compare.bootstrap_samples": 200,
+}
+RUNS = {
+    "efficientnet_lite0-logistic_regression",
+    "efficientnet_lite0-rbf_svm",
+    "efficientnet_lite0-head",
+    "efficientnet_lite0-fine_tune",
+    "small_convnet-scratch",
+}
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory) -> Path:
+    """A clone in which `dvc repro` has run."""
+    if not (root / ".git").exists():
+        pytest.skip("needs a git clone of the project")
+    destination = tmp_path_factory.mktemp("pipeline") / "a clone"
+    prepare(root, destination)
+    run(destination, "dvc", "repro")
+    return destination
+
+
+def prepare(root: Path, destination: Path) -> None:
+    demo.copy_project(root, destination, leave_out=demo.RESULTS)
+    demo.override_params(destination / "params.yaml", TINY)
+    demo.commit(destination, "Tiny")
+
+
+def run(directory: Path, *command: str, check: bool = True) -> str:
+    finished = subprocess.run(
+        command, cwd=directory, env=demo.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert not check or finished.returncode == 0, finished.stdout
+    return finished.stdout
+
+
+def lock_of(directory: Path) -> dict:
+    return yaml.safe_load((directory / "dvc.lock").read_text())["stages"]
+
+
+def query(directory: Path, sql: str) -> list[tuple]:
+    with sqlite3.connect(directory / ".mlflow" / "mlflow.db") as database:
+        return database.execute(sql).fetchall()
+
+
+def test_every_declared_run_is_on_the_leaderboard_with_whole_artifacts(finished):
+    entries = json.loads((finished / "results" / "leaderboard.json").read_text())
+    assert {entry["run"] for entry in entries} == RUNS
+    assert sum(entry["champion"] for entry in entries) == 1
+    for entry in entries:
+        for score in entry["test"].values():
+            assert score["low"] <= score["high"]
+        directory = finished / "results" / "runs" / entry["run"]
+        record = artifacts.read_record(directory / "record.json")
+        predictions = artifacts.read_predictions(directory / "predictions.npz")
+        assert predictions.validation.shape == (len(record.candidates), 12, 2)
+        assert predictions.test.shape == (20, 2)
+        assert entry["cost"]["total_parameters"] >= entry["cost"]["trainable_parameters"] > 0
+    for name in ("head", "fine_tune"):
+        directory = finished / "results" / "runs" / f"efficientnet_lite0-{name}"
+        assert (directory / "history.csv").read_text().startswith("epoch,loss,accuracy,val_loss,val_accuracy")
+        assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_output_holds_a_path_a_time_or_a_machine(finished):
+    import os
+    import platform
+
+    forbidden = [str(finished), platform.node(), os.path.expanduser("~") + "/"]
+    for file in (finished / "results").rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [word for word in forbidden if len(word) > 3 and word.encode() in content], file
+
+
+def test_a_second_repro_does_nothing(finished):
+    assert "Running stage" not in run(finished, "dvc", "repro")
+
+
+def test_touching_one_grid_re_runs_that_family_and_what_depends_on_it(finished):
+    path = finished / "params.yaml"
+    before = path.read_bytes()
+    try:
+        demo.override_params(path, {"classifiers.rbf_svm.grid.C": [2.0]})
+        would_run = [
+            line.split("'")[1] for line in run(finished, "dvc", "repro", "--dry").splitlines() if "Running" in line
+        ]
+    finally:
+        path.write_bytes(before)
+    assert would_run == ["sweep@efficientnet_lite0-rbf_svm", "compare", "track"]
+
+
+def test_mlflow_holds_every_method_and_candidate_once_and_again_after_the_store_is_gone(finished):
+    def counts() -> dict[str, int]:
+        return {
+            "methods": query(finished, "select count(*) from runs r where lifecycle_stage='active' and not exists "
+                             "(select 1 from tags t where t.run_uuid=r.run_uuid and t.key='mlflow.parentRunId')")[0][0],
+            "runs": query(finished, "select count(*) from runs where lifecycle_stage='active'")[0][0],
+            "repeated points": query(finished, "select count(*) from (select 1 from metrics m join runs r using (run_uuid)"
+                                     " where lifecycle_stage='active' group by run_uuid, key, step having count(*)>1)")[0][0],
+        }  # fmt: skip
+
+    first = counts()
+    assert first["methods"] == len(RUNS)
+    assert first["runs"] > len(RUNS)
+    assert first["repeated points"] == 0
+    run(finished, "python", "-m", "pipeline", "sync")
+    assert counts() == first
+    import shutil
+
+    shutil.rmtree(finished / ".mlflow")
+    lock = (finished / "dvc.lock").read_bytes()
+    assert "Running stage 'track'" in run(finished, "dvc", "repro")
+    assert counts() == first
+    assert (finished / "dvc.lock").read_bytes() == lock
+
+
+def test_metrics_of_every_method_have_the_same_names_in_mlflow(finished):
+    names = {}
+    for run_uuid, key in query(finished, "select run_uuid, key from latest_metrics"):
+        names.setdefault(run_uuid, set()).add(key)
+    methods = [keys for keys in names.values() if "test_accuracy" in keys]
+    assert len(methods) == len(RUNS)
+    for keys in methods:
+        assert {"validation_accuracy", "validation_log_loss", "test_roc_auc", "test_accuracy_low"} <= keys
+
+
+def test_predict_gives_the_numbers_that_were_evaluated(finished):
+    manifest = finished / "data" / "split" / "manifest.csv"
+    part = artifacts.read_part("test", manifest)
+    for name in sorted(RUNS):
+        expected = artifacts.read_predictions(finished / "results" / "runs" / name / "predictions.npz").test
+        files = [f"data/split/{path}" for path in part.paths[:3]]
+        output = run(finished, "python", "-m", "pipeline", "predict", "--run", name, "--top", "2", "--format", "json",
+                     "--output", "p.json", *files)  # fmt: skip
+        rows = json.loads((finished / "p.json").read_text())
+        assert [row["path"] for row in rows] == files, output
+        received = [[{e["label"]: e["probability"] for e in row["top"]}[label] for label in part.classes] for row in rows]
+        np.testing.assert_allclose(received, expected[:3], atol=2e-6, err_msg=name)
+
+
+def test_predict_says_what_it_could_not_read(finished):
+    (finished / "broken.png").write_bytes(b"no image")
+    image = artifacts.read_part("test", finished / "data" / "split" / "manifest.csv").paths[0]
+    output = run(finished, "python", "-m", "pipeline", "predict", "broken.png", f"data/split/{image}", check=False)
+    assert "not classified: broken.png: not an image" in output
+    assert f"data/split/{image}" in output
+    assert "no image found" in run(finished, "python", "-m", "pipeline", "predict", "none/*.png", check=False)
+    assert "Choose from: efficientnet" in run(
+        finished, "python", "-m", "pipeline", "predict", "--run", "none", "broken.png", check=False
+    )
+
+
+def test_dvc_shows_metrics_and_plots(finished):
+    metrics = json.loads(run(finished, "dvc", "metrics", "show", "--json"))[""]["data"]
+    assert "champion" in metrics["results/metrics.json"]["data"]
+    page = run(finished, "dvc", "plots", "show").strip().splitlines()[-1].removeprefix("file://")
+    html = Path(page.replace("%20", " ")).read_text()
+    assert "leaderboard.png" in html
+    assert "https://" not in html
+
+
+def test_an_experiment_in_a_temporary_workspace_leaves_this_one_alone(finished):
+    run(finished, "git", "add", "--all")
+    run(finished, "git", "commit", "--quiet", "--message", "Results")
+    before = (finished / "dvc.lock").read_bytes()
+    run(finished, "dvc", "exp", "run", "--temp", "--name", "wider", "-S", "classifiers.logistic_regression.grid.C=[0.5]")
+    assert (finished / "dvc.lock").read_bytes() == before
+    assert "wider" in run(finished, "dvc", "exp", "show", "--no-pager")
+    tags = query(finished, "select value from tags where key like '%experiment%' and value='wider'")
+    assert tags
+
+
+def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
+    path = finished / "params.yaml"
+    before, lock = path.read_bytes(), (finished / "dvc.lock").read_bytes()
+    try:
+        demo.override_params(path, {"split.validation": 0.8})
+        output = run(finished, "dvc", "repro", check=False)
+    finally:
+        path.write_bytes(before)
+    assert "split.validation must be less than 0.5, received 0.8" in output
+    assert "Traceback" not in output
+    assert (finished / "dvc.lock").read_bytes() == lock
+    run(finished, "dvc", "checkout")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["features", "sweep", "head", "fine_tune"])
+def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage):
+    """A clone with another cache starts from the finished one's results, loses one stage's, and is killed in it."""
+    clone = tmp_path / "clone"
+    prepare(root, clone)
+    run(clone, "dvc", "config", "--local", "cache.dir", str(finished / ".dvc" / "cache"))
+    (clone / "dvc.lock").write_bytes((finished / "dvc.lock").read_bytes())
+    run(clone, "dvc", "checkout", "--allow-missing", check=False)
+    target = next(name for name in lock_of(finished) if name.split("@")[0] == stage)
+    repro = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", target)
+    process = subprocess.Popen(
+        repro, cwd=clone, env=demo.environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    time.sleep(8)
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
+    run(clone, *repro)
+    assert lock_of(clone)[target]["outs"] == lock_of(finished)[target]["outs"]
+
+
+@pytest.mark.slow
+def test_two_clones_end_in_the_same_lock(root, finished, tmp_path):
+    prepare(root, tmp_path / "other")
+    run(tmp_path / "other", "dvc", "repro")
+    assert lock_of(tmp_path / "other") == lock_of(finished)
+
+
+def test_every_test_above_uses_what_params_declare(finished):
+    assert {r.name for r in params.declared_runs(params.load(finished / "params.yaml"))} == RUNS
