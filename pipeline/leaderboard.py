@@ -164,7 +164,7 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
 
 
-def short_markdown(entries: Sequence[Entry]) -> str:
+def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
     metric = entries[0]["selected_by"]
     header = ["method", f"validation {LABELS[metric]}", f"test {LABELS[metric]}", LABELS["roc_auc"], "p (Holm)",
@@ -184,7 +184,7 @@ def short_markdown(entries: Sequence[Entry]) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", verdict(entries, confidence=0.95)]) + "\n"
+    return "\n".join([*lines, "", verdict(entries, confidence=confidence)]) + "\n"
 
 
 def verdict(entries: Sequence[Entry], *, confidence: float) -> str:

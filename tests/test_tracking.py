@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -16,15 +18,24 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import numpy as np
+import pandas
 import pytest
+from PIL import Image
 
-from pipeline import artifacts, identity, metrics, provenance, tracking
-from pipeline.params import Run
+from pipeline import artifacts, identity, metrics, networks, predictor, provenance, tracking
+from pipeline.commands import ui
+from pipeline.params import Params, Run
+from pipeline.progress import NoLog
+from pipeline.stages import track
 from pipeline.tracking import contents, processes
+
+if TYPE_CHECKING:
+    import mlflow
 
 # MLflow and what it brings along warn about their own future.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -48,18 +59,21 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project without runs that is the working directory, with an empty store of its own."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / ".mlflow").mkdir()
-    shutil.copy(empty_database, tmp_path / ".mlflow")
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(provenance.ROOT))
-    (tmp_path / "backbone").mkdir()
-    (tmp_path / "backbone" / "spec.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "leaderboard.json").write_text("[]", encoding="utf-8")
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "roc.png").write_bytes(b"png")
+    prepare(tmp_path, empty_database, monkeypatch)
     return tmp_path
+
+
+def prepare(root: Path, empty_database: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(root)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        patch.delenv(name, raising=False)
+    patch.setenv("PYTHONPATH", str(provenance.ROOT))
+    for name in (".mlflow", "backbone", "figures"):
+        (root / name).mkdir()
+    shutil.copy(empty_database, root / ".mlflow")
+    (root / "backbone" / "spec.json").write_text("{}", encoding="utf-8")
+    (root / "leaderboard.json").write_text("[]", encoding="utf-8")
+    (root / "figures" / "roc.png").write_bytes(b"png")
 
 
 def write_run(run: Run, *, candidates: int = 3, seed: int = 0) -> artifacts.Record:
@@ -126,6 +140,27 @@ def two_methods(project: Path) -> tracking.Comparison:
     return comparison(method(RUNS[0], champion=True), method(RUNS[1]))
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> tuple[Path, tracking.Comparison]:
+    """A project whose store shows two methods, for tests that only look."""
+    root = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(root, empty_database, patch)
+        write_run(RUNS[0], candidates=3)
+        write_run(RUNS[1], candidates=1, seed=1)
+        what = comparison(method(RUNS[0], champion=True), method(RUNS[1]))
+        assert str(sync(what)) == "2 methods and 4 candidates: 6 added, 0 already there"
+    return root, what
+
+
+@pytest.fixture
+def shown(filled: tuple[Path, tracking.Comparison], monkeypatch: pytest.MonkeyPatch) -> tracking.Comparison:
+    """What the store shows, with that store as the one in use."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(filled[0]))
+    return filled[1]
+
+
 def sync(what: tracking.Comparison) -> tracking.Report:
     return tracking.sync(tracking.locate(), what)
 
@@ -169,7 +204,7 @@ def runs(condition: str = "") -> list:
     return client().search_runs([found.experiment_id], condition)
 
 
-def the_method(name: str = "lite0 · logistic_regression"):
+def the_method(name: str = "logistic_regression · lite0") -> mlflow.entities.Run:
     (found,) = [run for run in runs("tags.level = 'method'") if run.info.run_name == name]
     return found
 
@@ -177,59 +212,56 @@ def the_method(name: str = "lite0 · logistic_regression"):
 # --- what a store shows --------------------------------------------------------------------------------------------
 
 
-def test_every_method_is_a_run_with_its_candidates_nested(two_methods: tracking.Comparison) -> None:
-    report = sync(two_methods)
-    assert str(report) == "2 methods and 4 candidates: 6 added, 0 already there"
+@pytest.mark.usefixtures("shown")
+def test_every_method_is_a_run_with_its_candidates_nested() -> None:
     children = runs(f"tags.`mlflow.parentRunId` = '{the_method().info.run_id}'")
     assert [child.info.run_name for child in children] == ["C=0", "C=1", "C=2"]
     assert [child.data.tags["selected"] for child in children] == ["false", "true", "false"]
     assert [child.data.tags["converged"] for child in children] == ["false", "true", "true"]
 
 
-def test_methods_of_every_kind_carry_the_same_metric_names(two_methods: tracking.Comparison) -> None:
-    sync(two_methods)
+@pytest.mark.usefixtures("shown")
+def test_methods_of_every_kind_carry_the_same_metric_names() -> None:
     shared = {f"validation_{name}" for name in metrics.NAMES}
     assert all(shared <= run.data.metrics.keys() for run in runs())
 
 
-def test_test_metrics_with_intervals_are_on_the_methods_alone(two_methods: tracking.Comparison) -> None:
-    sync(two_methods)
+@pytest.mark.usefixtures("shown")
+def test_test_metrics_with_intervals_are_on_the_methods_alone() -> None:
     expected = {"test_accuracy": 0.8, "test_accuracy_low": 0.7, "test_accuracy_high": 0.9}
     for run in runs():
-        shown = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
-        assert shown == (expected if run.data.tags["level"] == "method" else {})
+        of_test = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
+        assert of_test == (expected if run.data.tags["level"] == "method" else {})
 
 
-def test_a_methods_run_shows_its_selected_candidate(two_methods: tracking.Comparison) -> None:
-    sync(two_methods)
+def test_a_methods_run_shows_its_selected_candidate(shown: tracking.Comparison) -> None:
     run = the_method()
     assert run.data.params["C"] == "1"
     assert run.data.params["candidate"] == "C=1"
-    assert run.data.metrics["validation_accuracy"] == two_methods.methods[0].validation[1]["accuracy"]
+    assert run.data.metrics["validation_accuracy"] == shown.methods[0].validation[1]["accuracy"]
     assert "Champion" in run.data.tags[contents.NOTE]
 
 
-def test_epochs_are_steps_and_start_at_one(two_methods: tracking.Comparison) -> None:
-    sync(two_methods)
-    history = client().get_metric_history(the_method("lite0 · head").info.run_id, "val_loss")
+@pytest.mark.usefixtures("shown")
+def test_epochs_are_steps_and_start_at_one() -> None:
+    history = client().get_metric_history(the_method("head · lite0").info.run_id, "val_loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.8), (2, 0.6), (3, 0.61)]
 
 
-def test_data_sets_carry_our_digests(two_methods: tracking.Comparison) -> None:
-    sync(two_methods)
+def test_data_sets_carry_our_digests(shown: tracking.Comparison) -> None:
     run = client().get_run(the_method().info.run_id)
-    shown = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
-    assert shown.keys() == {"elpv train", "elpv validation", "elpv test"}
-    for part in two_methods.parts:
-        assert part.sha256.startswith(shown[f"elpv {part.part}"].digest)
-        assert part.sha256 in shown[f"elpv {part.part}"].profile
+    known = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert known.keys() == {"elpv train", "elpv validation", "elpv test"}
+    for part in shown.parts:
+        assert part.sha256.startswith(known[f"elpv {part.part}"].digest)
+        assert part.sha256 in known[f"elpv {part.part}"].profile
         assert run.data.tags[f"dataset.{part.part}.sha256"] == part.sha256
 
 
-def test_artifacts_and_the_model_are_with_the_method(two_methods: tracking.Comparison) -> None:
+@pytest.mark.usefixtures("shown")
+def test_artifacts_and_the_model_are_with_the_method() -> None:
     import mlflow
 
-    sync(two_methods)
     run_id = the_method().info.run_id
     assert {file.path for file in client().list_artifacts(run_id)} >= {"record.json", "predictions.npz", "history.csv"}
     assert [file.path for file in client().list_artifacts(run_id, "comparison/figures")] == ["comparison/figures/roc.png"]
@@ -299,8 +331,8 @@ def test_a_new_comparison_replaces_the_values_shown(two_methods: tracking.Compar
     changed = [dataclasses.replace(second, champion=True, test=better), dataclasses.replace(first, champion=False)]
     assert sync(dataclasses.replace(two_methods, methods=tuple(changed))).added == 0
     assert the_method().data.tags["champion"] == "false"
-    assert the_method("lite0 · head").data.tags["champion"] == "true"
-    assert the_method("lite0 · head").data.metrics["test_accuracy"] == 0.85
+    assert the_method("head · lite0").data.tags["champion"] == "true"
+    assert the_method("head · lite0").data.metrics["test_accuracy"] == 0.85
 
 
 def test_a_new_record_makes_the_old_one_history(two_methods: tracking.Comparison) -> None:
@@ -365,7 +397,7 @@ def test_a_live_run_is_adopted_with_its_times_and_completed(
     points = client().get_metric_history(live.info.run_id, "loss")
 
     report = sync(here(method(RUNS[1], champion=True, input_key=inputs.key())))
-    run = the_method("lite0 · head")
+    run = the_method("head · lite0")
     assert report.added == 2
     assert run.info.run_id == live.info.run_id
     assert (run.info.start_time, run.info.end_time) == (live.info.start_time, live.info.end_time)
@@ -379,17 +411,17 @@ def test_a_live_run_is_adopted_with_its_times_and_completed(
 def test_computing_the_same_again_leaves_one_run(inputs: identity.Inputs) -> None:
     live_head(inputs)
     sync(here(method(RUNS[1], input_key=inputs.key())))
-    first = the_method("lite0 · head").info.run_id
+    first = the_method("head · lite0").info.run_id
     live_head(inputs)
     assert len(runs("tags.level = 'method'")) == 2
     assert sync(here(method(RUNS[1], input_key=inputs.key()))).added == 0
-    assert the_method("lite0 · head").info.run_id == first
+    assert the_method("head · lite0").info.run_id == first
 
 
 def test_the_same_record_from_another_environment_is_a_second_run(inputs: identity.Inputs) -> None:
     live_head(inputs)
     sync(here(method(RUNS[1], input_key=inputs.key())))
-    first = the_method("lite0 · head")
+    first = the_method("head · lite0")
     client().set_tag(first.info.run_id, "environment", "of another machine")
     live_head(inputs)
     report = sync(here(method(RUNS[1], input_key=inputs.key())))
@@ -541,3 +573,101 @@ def test_paths_with_spaces_and_percent_signs_hold_a_store(
     sync(two_methods)
     assert (tmp_path / "a b%20c" / ".mlflow" / "mlflow.db").exists()
     assert client().list_artifacts(the_method().info.run_id)
+
+
+# --- the stage and the commands ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracked(two_methods: tracking.Comparison, values: dict) -> Params:
+    """The parameters of a project in which everything before `track` has run."""
+    rows = [(part, index) for part in artifacts.PARTS for index in range(20)]
+    artifacts.write_csv(
+        artifacts.MANIFEST,
+        artifacts.MANIFEST_COLUMNS,
+        [
+            {"path": f"{part}/{CLASSES[index % 2]}/{index}.png", "label": CLASSES[index % 2], "split": part,
+             "group": str(index), "stratum": "", "sha256": hashlib.sha256(f"{part}{index}".encode()).hexdigest()}
+            for part, index in rows
+        ],
+    )  # fmt: skip
+    scores = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}, "roc_auc": {"value": None, "low": None, "high": None}}
+    board = [{"run": run.name, "champion": run is RUNS[0], "test": scores} for run in RUNS]
+    artifacts.write_json(artifacts.LEADERBOARD, board)
+    declared = {
+        **values,
+        "backbones": ["lite0"],
+        "classifiers": {"logistic_regression": values["classifiers"]["logistic_regression"]},
+        "head": {**values["head"], "backbones": ["lite0"]},
+        "fine_tune": {**values["fine_tune"], "backbones": []},
+        "scratch": {**values["scratch"], "networks": []},
+    }
+    return Params(declared, track.READS)
+
+
+def test_the_stage_fills_the_store_and_leaves_a_marker_of_the_records(
+    tracked: Params, two_methods: tracking.Comparison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (artifacts.BACKBONES / "lite0").mkdir(parents=True)
+    track.main(tracked, log=NoLog())
+    assert capsys.readouterr().out == "MLflow: 2 methods and 4 candidates: 6 added, 0 already there\n"
+    assert "test_roc_auc" not in the_method().data.metrics
+    marker = artifacts.read_json(track.MARKER)
+    assert marker["runs"] == {method.record.name: method.record_digest for method in two_methods.methods}
+
+
+def test_the_stage_survives_a_store_that_is_away(
+    tracked: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    track.main(tracked, log=NoLog())
+    assert "`python -m pipeline sync` fills MLflow later" in capsys.readouterr().err
+    assert set(artifacts.read_json(track.MARKER)["runs"]) == {run.name for run in RUNS}
+
+
+def test_without_the_backbone_everything_but_the_model_is_shown(
+    tracked: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    track.main(tracked, log=NoLog())
+    assert "lite0-logistic_regression: the model is not in MLflow yet" in capsys.readouterr().err
+    (artifacts.BACKBONES / "lite0").mkdir(parents=True)
+    track.main(tracked, log=NoLog())
+    assert "1 added, 5 already there" in capsys.readouterr().out
+
+
+def test_the_ui_takes_the_next_free_port() -> None:
+    with socket.socket() as taken:
+        taken.bind((ui.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert ui.free_port(port) in range(port + 1, port + ui.PORTS_TO_TRY)
+
+
+@pytest.mark.slow
+def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path) -> None:
+    import keras
+    import mlflow
+
+    run = RUNS[1]
+    record = write_run(run, candidates=1)
+    images = {"square": "crop", "interpolation": "bilinear"}
+    parameters = {"images": images, "compute": {"threads": 1, "batch_size": 2}}
+    artifacts.write_record(
+        artifacts.RUNS / run.name / "record.json", record.model_copy(update={"parameters": parameters})
+    )
+    layers = [keras.layers.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Rescaling(1 / 255),
+              keras.layers.Dense(2, activation="softmax", kernel_initializer="glorot_uniform")]  # fmt: skip
+    networks.save(keras.Sequential(layers), artifacts.RUNS / run.name)
+    sync(comparison(method(run, champion=True)))
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 9), (250, 10, 90)).save(buffer, format="PNG")
+    expected = predictor.load(artifacts.RUNS / run.name).probabilities([buffer.getvalue()])
+    (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id])
+    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
+    assert list(answer.columns) == ["label", *CLASSES]
+    assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
+    assert np.array_equal(answer[CLASSES].to_numpy(dtype=np.float32), expected)
+    with pytest.raises(ValueError, match="image in row 0 must be base64"):
+        model.predict(pandas.DataFrame({"image": ["/etc/passwd.png"]}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, leaderboard
+from pipeline import artifacts, leaderboard, params
 from pipeline.errors import BakeoffError
 
 BEGIN = "<!-- leaderboard -->"
@@ -22,7 +22,9 @@ def main(arguments: argparse.Namespace) -> int:
         print(leaderboard.leaderboard_text(entries))
         return 0
     document = arguments.readme.read_text(encoding="utf-8")
-    artifacts.write_text(arguments.readme, with_table(document, leaderboard.short_markdown(entries)))
+    confidence = params.lookup(params.load(), "compare.confidence")
+    table = leaderboard.short_markdown(entries, confidence=confidence)
+    artifacts.write_text(arguments.readme, with_table(document, table))
     print(f"{arguments.readme}: table renewed from {artifacts.LEADERBOARD}")
     return 0
 

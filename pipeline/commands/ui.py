@@ -1,4 +1,4 @@
-"""Fill MLflow from the records and show it in the browser's reach, on this machine only."""
+"""Fill MLflow from the records and serve its pages on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 
 from pipeline import params, tracking
 from pipeline.errors import BakeoffError
@@ -15,6 +18,7 @@ from pipeline.stages import track
 
 HOST = "127.0.0.1"
 PORTS_TO_TRY = 20
+SECONDS_TO_START = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,29 +26,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    track.fill(track.collect(params.Params(params.load(), track.READS)))
+    experiment = track.fill(track.collect(params.Params(params.load(), track.READS))).experiment
     store = tracking.locate()
     if store.uri.startswith(("http://", "https://")):
-        say(f"MLflow is already served at {store.uri}")
+        say(f"MLflow: {tracking.address(store.uri.rstrip('/'), experiment)}")
         return 0
     port = free_port(arguments.port)
     if port != arguments.port:
         say(f"port {arguments.port} is taken, using {port}")
-    say(f"MLflow: http://{HOST}:{port} (Ctrl-C stops it; ready in about 10 seconds)")
+    say("MLflow is starting, which takes about 10 seconds")
+    with subprocess.Popen(server_command(store, port), env={**tracking.SETTINGS, **os.environ}) as server:
+        try:
+            wait_until_ready(f"http://{HOST}:{port}", server)
+            say(f"MLflow: {tracking.address(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it")
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.terminate()
+
+
+def server_command(store: tracking.Store, port: int) -> list[str]:
+    """Return the command that serves a store to this machine alone."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST,
-               "--port", str(port), "--workers", "1"]  # fmt: skip
-    if store.artifacts:
-        command += ["--default-artifact-root", store.artifacts]
-    try:
-        return subprocess.run(command, env={**tracking.SETTINGS, **os.environ}, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+               "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]  # fmt: skip
+    return [*command, "--default-artifact-root", store.artifacts] if store.artifacts else command
 
 
 def free_port(first: int) -> int:
     """Return the first port from ``first`` on that nobody listens on. Raises BakeoffError after twenty."""
     for port in range(first, first + PORTS_TO_TRY):
         with socket.socket() as probe:
+            # A port in the pause after its last connection is free for a server, which binds in the same way.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
@@ -52,3 +65,16 @@ def free_port(first: int) -> int:
                 continue
             return port
     raise BakeoffError(f"No free port from {first} to {first + PORTS_TO_TRY - 1}: name another with --port")
+
+
+def wait_until_ready(address: str, server: subprocess.Popen) -> None:
+    """Return when the server answers. Raises BakeoffError if it ends before, or takes too long."""
+    end = time.monotonic() + SECONDS_TO_START
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+        else:
+            return
+    raise BakeoffError(f"MLflow did not start at {address} within {SECONDS_TO_START} s; its own messages are above")

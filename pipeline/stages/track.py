@@ -37,12 +37,13 @@ def main(params: Params, *, log: Log) -> None:
     artifacts.write_json(MARKER, {"leaderboard": artifacts.sha256_file(artifacts.LEADERBOARD), "runs": runs})
 
 
-def fill(comparison: tracking.Comparison) -> None:
+def fill(comparison: tracking.Comparison) -> tracking.Report:
     """Add what the store lacks and say what was added. Raises TrackingError."""
     report = tracking.sync(tracking.locate(), comparison)
     say(f"MLflow: {report}")
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    return report
 
 
 def collect(params: Params) -> tracking.Comparison:

@@ -10,8 +10,9 @@ from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, ex
 from pipeline.tracking.live import Live, live
 from pipeline.tracking.store import SETTINGS, Store, TrackingError, locate
 from pipeline.tracking.sync import Report, sync
+from pipeline.tracking.view import address
 
 __all__ = [
     "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Store", "TrackingError",
-    "experiment_name", "live", "locate", "sync",
+    "address", "experiment_name", "live", "locate", "sync",
 ]  # fmt: skip

@@ -76,7 +76,8 @@ def experiment_name(dataset: str) -> str:
 
 
 def method_name(network: str, method: str) -> str:
-    return f"{network} · {method}"
+    """Return a method's name in the list of runs, which cuts names short: what tells runs apart comes first."""
+    return f"{method} · {network}"
 
 
 def method_tags(*, network: str, method: str, stage: str, dataset: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 import filelock
 
 from pipeline.errors import BakeoffError
+from pipeline.tracking import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +94,9 @@ def connect(store: Store, experiment: str) -> Connection:
         client = MlflowClient(tracking_uri=store.uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return Connection(store, client, client.create_experiment(experiment, artifact_location=store.artifacts))
+            tags = view.experiment_tags()
+            created = client.create_experiment(experiment, artifact_location=store.artifacts, tags=tags)
+            return Connection(store, client, created)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return Connection(store, client, found.experiment_id)

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What a sync did. ``warnings``: what a person must read, such as two records from the same inputs."""
+    """What a sync did.
 
+    ``experiment``: its id in the store. ``warnings``: what a person must read, such as two records from the same
+    inputs.
+    """
+
+    experiment: str
     methods: int
     candidates: int
     added: int
@@ -65,7 +70,7 @@ class _Sync:
         self.mark_current()
         methods = self.comparison.methods
         candidates = sum(len(method.record.candidates) for method in methods)
-        return Report(len(methods), candidates, self.added, tuple(self.warnings))
+        return Report(self.connection.experiment, len(methods), candidates, self.added, tuple(self.warnings))
 
     def method(self, method: Method, position: int) -> None:
         runs = self.one_per_environment([run for run in self.runs if tag(run, "record") == method.record_digest])
