@@ -52,7 +52,8 @@ def item_of(run: Run) -> dict[str, str]:
 
 def run_of(stage: str, item: Mapping[str, str], values: Mapping[str, Any]) -> Run | None:
     """Return the declared run that a stage and item compute, or None if that stage ends in no run."""
-    return next((run for run in params.declared_runs(values) if run.stage == stage and item_of(run) == dict(item)), None)
+    runs = params.declared_runs(values)
+    return next((run for run in runs if run.stage == stage and item_of(run) == dict(item)), None)
 
 
 def inputs_of(run: Run, values: Mapping[str, Any]) -> Inputs:
@@ -77,4 +78,3 @@ def record_digest(directory: Path) -> str:
     """Return the identity of a finished run: one SHA-256 of its record and predictions."""
     files = ("record.json", "predictions.npz")
     return provenance.digest({name: artifacts.sha256_path(directory / name) for name in files})
-

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -94,9 +97,6 @@ def test_every_declared_run_is_on_the_leaderboard_with_whole_artifacts(finished)
 
 
 def test_no_output_holds_a_path_a_time_or_a_machine(finished):
-    import os
-    import platform
-
     forbidden = [str(finished), platform.node(), os.path.expanduser("~") + "/"]
     for file in (finished / "results").rglob("*"):
         if file.is_file():
@@ -137,8 +137,6 @@ def test_mlflow_holds_every_method_and_candidate_once_and_again_after_the_store_
     assert first["repeated points"] == 0
     run(finished, "python", "-m", "pipeline", "sync")
     assert counts() == first
-    import shutil
-
     shutil.rmtree(finished / ".mlflow")
     lock = (finished / "dvc.lock").read_bytes()
     assert "Running stage 'track'" in run(finished, "dvc", "repro")
@@ -171,6 +169,21 @@ def test_predict_gives_the_numbers_that_were_evaluated(finished):
         np.testing.assert_allclose(received, expected[:3], atol=2e-6, err_msg=name)
 
 
+def test_split_seeds_repeats_the_pipelines_own_split_and_draws_others(finished):
+    output = run(finished, "python", "-m", "pipeline", "split-seeds", "--seeds", "0", "1", "--output", "seeds.json")
+    results = json.loads((finished / "seeds.json").read_text())
+    assert [(result["seed"], result["method"]) for result in results] == [
+        (seed, method) for seed in (0, 1) for method in ("logistic_regression", "rbf_svm")
+    ]
+    entries = {entry["method"]: entry for entry in json.loads((finished / "results" / "leaderboard.json").read_text())}
+    for result in results[:2]:
+        entry = entries[result["method"]]
+        assert result["selected"] == entry["candidate"]["name"]
+        assert result["test_accuracy"] == pytest.approx(entry["test"]["accuracy"]["value"], abs=1e-5)
+    mean = np.mean([result["test_accuracy"] for result in results])
+    assert f"all of them: test accuracy {mean:.4f}" in output
+
+
 def test_predict_says_what_it_could_not_read(finished):
     (finished / "broken.png").write_bytes(b"no image")
     image = artifacts.read_part("test", finished / "data" / "split" / "manifest.csv").paths[0]
@@ -178,9 +191,8 @@ def test_predict_says_what_it_could_not_read(finished):
     assert "not classified: broken.png: not an image" in output
     assert f"data/split/{image}" in output
     assert "no image found" in run(finished, "python", "-m", "pipeline", "predict", "none/*.png", check=False)
-    assert "Choose from: efficientnet" in run(
-        finished, "python", "-m", "pipeline", "predict", "--run", "none", "broken.png", check=False
-    )
+    command = ("python", "-m", "pipeline", "predict", "--run", "none", "broken.png")
+    assert "Choose from: efficientnet" in run(finished, *command, check=False)
 
 
 def test_dvc_shows_metrics_and_plots(finished):
@@ -234,8 +246,6 @@ def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, 
         repro, cwd=clone, env=demo.environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     time.sleep(8)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)

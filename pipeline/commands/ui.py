@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
+from typing import IO
 
 from pipeline import params, tracking
 from pipeline.errors import BakeoffError
@@ -35,15 +38,25 @@ def main(arguments: argparse.Namespace) -> int:
     if port != arguments.port:
         say(f"port {arguments.port} is taken, using {port}")
     say("MLflow is starting, which takes about 10 seconds")
-    with subprocess.Popen(server_command(store, port), env={**tracking.SETTINGS, **os.environ}) as server:
+    with tempfile.TemporaryFile() as messages, start(store, port, messages) as server:
         try:
-            wait_until_ready(f"http://{HOST}:{port}", server)
+            wait_until_ready(f"http://{HOST}:{port}", server, messages)
             say(f"MLflow: {tracking.address(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it")
             return server.wait()
         except KeyboardInterrupt:
             return 0
         finally:
-            server.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+
+
+def start(store: tracking.Store, port: int, messages: IO[bytes]) -> subprocess.Popen:
+    """Start the server as a process group of its own: Ctrl-C is for this command, which ends the group quietly."""
+    # Its job runners, for language models, are four more processes.
+    environment = {**tracking.SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    return subprocess.Popen(
+        server_command(store, port), env=environment, stdout=messages, stderr=messages, start_new_session=True
+    )
 
 
 def server_command(store: tracking.Store, port: int) -> list[str]:
@@ -67,14 +80,16 @@ def free_port(first: int) -> int:
     raise BakeoffError(f"No free port from {first} to {first + PORTS_TO_TRY - 1}: name another with --port")
 
 
-def wait_until_ready(address: str, server: subprocess.Popen) -> None:
-    """Return when the server answers. Raises BakeoffError if it ends before, or takes too long."""
+def wait_until_ready(address: str, server: subprocess.Popen, messages: IO[bytes]) -> None:
+    """Return when the server answers. Raises BakeoffError with its last messages if it ends or takes too long."""
     end = time.monotonic() + SECONDS_TO_START
     while server.poll() is None and time.monotonic() < end:
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.3)
         else:
             return
-    raise BakeoffError(f"MLflow did not start at {address} within {SECONDS_TO_START} s; its own messages are above")
+    messages.seek(0)
+    last = messages.read().decode(errors="replace").strip().splitlines()[-5:]
+    raise BakeoffError("\n".join([f"MLflow did not start at {address}:", *last]))

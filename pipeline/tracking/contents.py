@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import math
@@ -104,10 +105,8 @@ def origin_tags(stage: str) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "host": socket.gethostname(),
     }
-    try:
+    with contextlib.suppress(KeyError, OSError):  # A user id without a name, as in some containers.
         tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):
-        pass
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = experiment
     commit = _git("rev-parse", "HEAD")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 NAME = "model"
 SERVING = provenance.ROOT / "pipeline" / "serving.py"
 
-_ALWAYS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "openvino", "keras", "tensorflow", "tensorflow-cpu")
+_ALWAYS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "openvino", "keras", "tensorflow",
+           "tensorflow-cpu")  # fmt: skip
 _FOR_SWEEPS = ("scikit-learn", "joblib")
 _FOR_METHOD = {"lightgbm": ("lightgbm",), "catboost": ("catboost",), "xgboost": ("xgboost", "xgboost-cpu")}
 

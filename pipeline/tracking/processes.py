@@ -17,7 +17,7 @@ def start_of(pid: int) -> str:
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
-    """Return whether the process that a run's tags name runs. On another host nobody can tell, so it counts as alive."""
+    """Return whether the process in a run's tags runs. On another host nobody can tell, so it counts as alive."""
     if tags.get("host") != socket.gethostname():
         return True
     try:

@@ -81,7 +81,7 @@ class _Sync:
         children = calls.search(self.connection, condition)
         self.shout_if_not_deterministic(method, runs)
         for run in runs:
-            self.candidates(method, run, children, orphans_of={other.info.run_id for other in runs})
+            self.candidates(method, run, children, parents={other.info.run_id for other in runs})
             self.complete_method(method, run)
 
     # --- a method's run --------------------------------------------------------------------------------------------
@@ -146,7 +146,9 @@ class _Sync:
 
         known = {entry.dataset.name for entry in self.client.get_run(run.info.run_id).inputs.dataset_inputs}
         entries = [
-            DatasetInput(models.dataset(Dataset, self.comparison.dataset, part), [InputTag("mlflow.data.context", part.part)])
+            DatasetInput(
+                models.dataset(Dataset, self.comparison.dataset, part), [InputTag("mlflow.data.context", part.part)]
+            )
             for part in self.comparison.parts
         ]
         missing = [entry for entry in entries if entry.dataset.name not in known]
@@ -165,13 +167,15 @@ class _Sync:
 
     # --- its candidates --------------------------------------------------------------------------------------------
 
-    def candidates(self, method: Method, parent: Run, children: Iterable[Run], *, orphans_of: set[str]) -> None:
+    def candidates(self, method: Method, parent: Run, children: Iterable[Run], *, parents: set[str]) -> None:
         """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over."""
-        known = {tag(child, "candidate"): child for child in children if tag(child, contents.PARENT) == parent.info.run_id}
+        known = {
+            tag(child, "candidate"): child for child in children if tag(child, contents.PARENT) == parent.info.run_id
+        }
         orphans = {
             tag(child, "candidate"): child
             for child in children
-            if tag(child, contents.PARENT) not in orphans_of and tag(child, "environment") == tag(parent, "environment")
+            if tag(child, contents.PARENT) not in parents and tag(child, "environment") == tag(parent, "environment")
         }
         for index, candidate in enumerate(method.record.candidates):
             child = known.get(str(index))
@@ -196,8 +200,9 @@ class _Sync:
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
         record, candidate = method.record, method.record.candidates[index]
-        shared = ("method", "stage", "backbone", "dataset", "environment", "input_key", "dvc_experiment", "git_commit",
-                  "git_dirty", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit", "mlflow.user")  # fmt: skip
+        shared = ("method", "stage", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
+                  "git_commit", "git_dirty", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit",
+                  "mlflow.user")  # fmt: skip
         tags = {name: parent.data.tags[name] for name in shared if name in parent.data.tags}
         tags |= {
             contents.PARENT: parent.info.run_id, "level": "candidate", "candidate": str(index),

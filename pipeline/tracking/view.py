@@ -40,7 +40,8 @@ def experiment_tags() -> dict[str, str]:
     tags = {"mlflow.experimentKind": "custom_model_development"}
     for key, (name, state) in _VIEWS.items():
         page = json.dumps({**state, "selectedColumns": list(COLUMNS)})
-        tags[f"mlflow.sharedViewState.{key}"] = json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": page})
+        view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": page}
+        tags[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
     return tags
 
 

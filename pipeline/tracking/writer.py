@@ -6,6 +6,7 @@ without that line, the stage was killed. What went wrong with the store goes to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import psutil
 
 from pipeline import identity, provenance
 from pipeline.params import Run
-from pipeline.tracking import contents, processes, store
+from pipeline.tracking import calls, contents, processes, store
 from pipeline.tracking.store import Connection
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -68,18 +69,15 @@ def _tags(begin: Mapping[str, Any], key: str) -> dict[str, str]:
     tags |= contents.environment_tags(environment, provenance.digest(environment), witnessed=True)
     tags |= contents.origin_tags(run.stage)
     tags |= {"input_key": key, "state": "live", "pid": str(begin["pid"])}
-    try:
+    with contextlib.suppress(psutil.Error):  # It ended already; a run without this tag counts as dead.
         tags["process_start"] = processes.start_of(begin["pid"])
-    except psutil.Error:
-        pass  # It ended already; a run without this tag counts as dead.
     return tags
 
 
 def _remove_dead(connection: Connection, key: str) -> None:
     """Delete what interrupted attempts at the same computation left, unless their process still runs."""
-    found = connection.client.search_runs([connection.experiment], f"tags.input_key = '{key}' and tags.level = 'method'")
-    for run in found:
-        if run.data.tags.get("state") in ("live", "failed", "killed") and not processes.is_alive(run.data.tags):
+    for run in calls.search(connection, f"tags.input_key = '{key}' and tags.level = 'method'"):
+        if calls.tag(run, "state") in ("live", "failed", "killed") and not processes.is_alive(run.data.tags):
             connection.client.delete_run(run.info.run_id)
 
 
