@@ -39,9 +39,9 @@ repro: ## run what changed of the pipeline and show the comparison; everything t
 	$(RUN) python -m pipeline lock
 	@echo 'Look next at results/leaderboard.md, results/figures/, and at every run and candidate with: make ui'
 
-test: ## run all tests
+test: ## run the tests; with SLOW=1 also those that take minutes each
 	$(ENVIRONMENT)
-	$(RUN) python -m pytest
+	$(RUN) python -m pytest $(if $(SLOW),-m '')
 
 ui: ## fill MLflow from the records of the runs and open its page
 	$(ENVIRONMENT)

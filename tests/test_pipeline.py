@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -232,23 +231,32 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["features", "sweep", "head", "fine_tune"])
-def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage):
-    """A clone with another cache starts from the finished one's results, loses one stage's, and is killed in it."""
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        ("split", "python -m pipeline split"),
+        ("features", "preparing"),
+        ("sweep", "candidate 1/2"),
+        ("head", "training"),
+        ("fine_tune", "training"),
+    ],
+)
+def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage, line):
+    """Another clone, given the finished one's results, repeats one stage and is killed once that has said ``line``."""
     clone = tmp_path / "clone"
     prepare(root, clone)
     run(clone, "dvc", "config", "--local", "cache.dir", str(finished / ".dvc" / "cache"))
-    (clone / "dvc.lock").write_bytes((finished / "dvc.lock").read_bytes())
-    run(clone, "dvc", "checkout", "--allow-missing", check=False)
+    shutil.copy(finished / "dvc.lock", clone)
+    run(clone, "dvc", "checkout", "--allow-missing")
     target = next(name for name in lock_of(finished) if name.split("@")[0] == stage)
     repro = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", target)
-    process = subprocess.Popen(
-        repro, cwd=clone, env=demo.environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    time.sleep(8)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
+    with subprocess.Popen(
+        repro, cwd=clone, env=demo.environment(), start_new_session=True, text=True, bufsize=1,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert any(line in said for said in process.stdout), "the stage ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     run(clone, *repro)
     assert lock_of(clone)[target]["outs"] == lock_of(finished)[target]["outs"]
 
