@@ -81,14 +81,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def input_key(
-    *, stage: str, item: Mapping[str, str], params: Mapping[str, Any], inputs: Iterable[str], modules: Iterable[str]
-) -> str:
-    """Return the identity of what a stage is about to compute: stage, item, parameters, input files, code."""
-    files = {path: artifacts.sha256_path(Path(path)) for path in inputs}
-    return digest([stage, dict(item), dict(params), files, code_digest(modules)])
-
-
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
