@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import re
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import provenance
+from pipeline import artifacts, leaderboard, params, provenance
+from pipeline.commands import leaderboard as leaderboard_command
 
 PACKAGE = provenance.ROOT / "pipeline"
 
@@ -285,3 +288,27 @@ def test_no_file_names_a_machine_or_a_package_index(root):
             if file.suffix in kinds and file.is_file() and ".dvc/tmp" not in file.as_posix():
                 found = hosts.search(file.read_text(encoding="utf-8", errors="replace"))
                 assert not found, f"{file}: {found}"
+
+
+def test_the_readme_shows_the_committed_leaderboard(root, values):
+    document = (root / "README.md").read_text(encoding="utf-8")
+    entries = artifacts.read_json(root / artifacts.LEADERBOARD)
+    table = leaderboard.short_markdown(entries, confidence=values["compare"]["confidence"])
+    assert leaderboard_command.with_table(document, table) == document, (
+        "run: python -m pipeline leaderboard --readme README.md"
+    )
+
+
+def test_the_committed_lock_belongs_to_the_committed_params_and_code(root, stages, values):
+    """Digests in dvc.lock against the files: what `dvc repro` would re-run in a clone that has all the data."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    assert {stage.name for stage in stages} <= lock.keys()
+    for stage in stages:
+        recorded = {dep["path"]: dep["md5"] for dep in lock[stage.name]["deps"]}
+        assert recorded.keys() == stage.deps, stage.name
+        for path in stage.deps:
+            if path.startswith("pipeline/"):
+                digest = hashlib.md5((root / path).read_bytes(), usedforsecurity=False).hexdigest()
+                assert recorded[path] == digest, f"{path} changed since {stage.name} ran: run `dvc repro`"
+        recorded = lock[stage.name].get("params", {}).get("params.yaml", {})
+        assert recorded == {key: params.lookup(values, key) for key in stage.params}, stage.name
