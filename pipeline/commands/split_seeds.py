@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import artifacts, datasets, inference, metrics, params, schema, seeds, splits
 from pipeline.classifiers import family, search
 from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.progress import progress, say
 
 DEFAULT_FAMILIES = ("logistic_regression", "rbf_svm")
 
@@ -122,7 +122,7 @@ def _fit_all(
             seed=fit_seed,
             threads=threads,
         )
-        for point in points
+        for point in progress(points, total=len(points), label=f"seed {seed}, {name}", unit="candidates")
     ]
     return points, [fit.model for fit in fits]
 
