@@ -13,14 +13,14 @@ cd "$root"
 
 # What a goal costs beyond the environment: minutes on 2 cores, and disk in MB. Rounded up from runs on a fresh clone.
 case $goal in
-    repro) work='the whole pipeline' minutes=45 megabytes=1500 ;;
-    demo) work='the pipeline on 200 images' minutes=5 megabytes=500 ;;
-    test) work='all tests' minutes=10 megabytes=500 ;;
+    repro) work='the whole pipeline' minutes=30 megabytes=600 ;;
+    demo) work='the pipeline on 200 images' minutes=3 megabytes=300 ;;
+    test) work='the tests' minutes=8 megabytes=500 ;;
     *) work='' minutes=0 megabytes=0 ;;
 esac
 case $lock in
     *gpu*) environment_minutes=8 environment_megabytes=9000 ;;
-    *) environment_minutes=4 environment_megabytes=3300 ;;
+    *) environment_minutes=3 environment_megabytes=3300 ;;
 esac
 
 main() {

@@ -148,7 +148,8 @@ class Progress:
     def line(self, now: float) -> str:
         elapsed = f"{now - self.started:.0f} s"
         if self.to_install:
-            done = sum(1 for _ in self.venv.glob("lib/python3*/site-packages/*.dist-info"))
+            installed = sum(1 for _ in self.venv.glob("lib/python3*/site-packages/*.dist-info"))
+            done = min(installed, self.to_install)  # pip itself is one of them, but not one to install
             return f"  {elapsed}: unpacking and compiling {done} of {self.to_install} packages"
         fetched = f", {self.megabytes:.0f} MB fetched" if self.megabytes else ""
         return f"  {elapsed}: package {self.collected} of at most {self.total}{fetched}: {self.detail}"
