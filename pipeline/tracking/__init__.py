@@ -3,7 +3,8 @@
 `live` logs a running stage. `sync` adds whatever a store lacks, adopting what `live` left there. Nothing here is an
 input of any result, and a store that cannot be reached is a `TrackingError`, never a failed stage.
 
-This package is the only importer of mlflow, next to ``pipeline/serving.py``, which MLflow itself executes.
+This package is the only importer of mlflow. Its ``serving.py`` is the code of the logged models: MLflow executes it,
+nothing here imports it.
 """
 
 from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 NAME = "model"
-SERVING = provenance.ROOT / "pipeline" / "serving.py"
+SERVING = provenance.ROOT / "pipeline" / "tracking" / "serving.py"
 
 _ALWAYS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "openvino", "keras", "tensorflow",
            "tensorflow-cpu")  # fmt: skip
