@@ -45,9 +45,13 @@ COMMANDS: dict[str, str] = {
     "sync": "add what is missing to the MLflow store",
     "ui": "fill MLflow and open its page",
     "demo": "the same pipeline on 200 images and three methods",
-    "prune": "remove results and caches that params.yaml no longer declares",
+    "prune": "remove results that params.yaml no longer declares",
     "lock": "compare dvc.lock with the committed one",
 }
+
+
+# Those that act on what params.yaml declares: a mistyped name must not remove or log anything.
+CHECKED_COMMANDS = ("split-seeds", "sync", "ui", "demo", "prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb in STAGES:
             run_stage(options.verb, {name: getattr(options, name) for name in STAGES[options.verb]})
             return 0
+        if options.verb in CHECKED_COMMANDS:
+            check_params()
         return command.main(options)
     except BakeoffError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,14 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_stage(stage: str, item: dict[str, str]) -> None:
     """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run."""
-    from pipeline import schema
-
-    values = params.load()
-    schema.check(values)
+    values = check_params()
     module = importlib.import_module(f"pipeline.stages.{stage}")
     declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
     with _log(stage, item, values) as log:
         module.main(declared, log=log, **item)
+
+
+def check_params() -> dict[str, Any]:
+    """Return params.yaml, checked as a whole and against what earlier stages left. Raises ParamsError."""
+    from pipeline import schema
+
+    values = params.load()
+    schema.check(values)
+    schema.check_against_results(values)
+    return values
 
 
 def _log(stage: str, item: dict[str, str], values: dict[str, Any]) -> AbstractContextManager[Log]:

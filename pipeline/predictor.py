@@ -47,6 +47,8 @@ def load(run: Path, backbones: Path = artifacts.BACKBONES) -> Predictor:
         image_params = images.ImageParams.model_validate(meta["images"])
         directory = backbones / record.network
         spec = networks.read_spec(directory)
+        if artifacts.sha256_path(directory) != meta["network_sha256"]:
+            raise artifacts.ArtifactError(f"{directory} is not the network that {run} was trained with: run `dvc repro`")
         engine = inference.FrozenNetwork(
             networks.cut(networks.load(directory), spec.feature_layer), threads=compute.threads
         )

@@ -10,7 +10,19 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline import convnets, datasets, images, inference, metrics, params, splits, statistics, training
+from pipeline import (
+    artifacts,
+    convnets,
+    datasets,
+    images,
+    inference,
+    metrics,
+    networks,
+    params,
+    splits,
+    statistics,
+    training,
+)
 from pipeline.backbones import table as backbones
 from pipeline.classifiers import table as classifiers
 from pipeline.stages import as_is
@@ -55,6 +67,24 @@ def check(values: Mapping[str, Any]) -> None:
         raise params.ParamsError("\n".join(problems))
 
 
+def check_against_results(values: Mapping[str, Any]) -> None:
+    """Check what depends on the data and the networks, as soon as a stage has written them. Raises ParamsError."""
+    if artifacts.MANIFEST.exists():
+        classes = artifacts.read_part("train").classes
+        metrics.positive_index(classes, params.parse(values["selection"], metrics.SelectionParams, where="selection"))
+    unfreeze = values["fine_tune"]["unfreeze"]
+    for name in values["fine_tune"]["backbones"]:
+        directory = artifacts.BACKBONES / name
+        if not (directory / networks.SPEC).exists():
+            continue
+        blocks = len(networks.read_spec(directory).blocks)
+        if (unfreeze["last_blocks"] or 0) > blocks:
+            raise params.ParamsError(
+                f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {blocks}, the blocks of {name}, "
+                f"received {unfreeze['last_blocks']}"
+            )
+
+
 def _check_seed(seed: Any) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise params.ParamsError(f"params.yaml: seed must be an integer of at least 0, received {seed!r}")
@@ -81,6 +111,8 @@ def _names(key: str, names: Any, allowed: Any) -> None:
     if not isinstance(names, list):
         raise params.ParamsError(f"params.yaml: {key} must be a list of names, received {names!r}")
     for name in names:
+        if not isinstance(name, str):
+            raise params.ParamsError(f"params.yaml: {key} must be a list of names, received {names!r}")
         if name not in allowed:
             raise params.ParamsError(params.unknown_key(str(name), map(str, allowed), where=key).replace("key ", ""))
     if len(set(names)) != len(names):

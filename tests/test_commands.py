@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import __main__ as command_line
 from pipeline import params
 from pipeline.commands import demo, lock, prune
 from pipeline.errors import BakeoffError
@@ -41,6 +42,8 @@ def project(tmp_path, monkeypatch) -> Path:
     for name in (*DECLARED, *STRAYS, "data/images/gone", "results/figures"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name, encoding="utf-8")
+        if name.startswith("results/runs/"):
+            (tmp_path / name / "record.json").write_text("{}", encoding="utf-8")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -54,6 +57,26 @@ def test_prune_removes_exactly_what_params_do_not_declare_and_names_it(project, 
     assert [line.split()[1].rstrip(":") for line in said.splitlines()] == sorted(STRAYS)
     assert prune.main(arguments(prune)) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_prune_leaves_a_persons_notes_and_what_a_stage_is_writing(project):
+    for name in ("results/runs/my notes", "results/runs/.kept-head.abc", "data/features/.kept.abc"):
+        (project / name).mkdir()
+        (project / name / "text").write_text("mine", encoding="utf-8")
+    (project / "results/runs/readme.txt").write_text("mine", encoding="utf-8")
+    prune.main(arguments(prune))
+    assert (project / "results/runs/my notes/text").exists()
+    assert (project / "results/runs/readme.txt").exists()
+    assert (project / "results/runs/.kept-head.abc").exists()
+    assert (project / "data/features/.kept.abc").exists()
+
+
+def test_prune_with_a_mistyped_name_is_refused_and_removes_nothing(project, capsys):
+    """The whole command line: params.yaml is checked before anything is removed."""
+    (project / "params.yaml").write_text(yaml.safe_dump({**VALUES, "backbones": ["kepd"]}), encoding="utf-8")
+    assert command_line.main(["prune"]) == 1
+    assert "unknown 'kepd'" in capsys.readouterr().err
+    assert all((project / name).exists() for name in (*DECLARED, *STRAYS))
 
 
 def test_prune_dry_run_names_and_removes_nothing(project, capsys):

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from pipeline import params, schema
+from pipeline import artifacts, networks, params, schema
+from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
 
 
@@ -49,6 +50,34 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, key, value, message):
     put(values, key, value)
     with pytest.raises(ParamsError, match=message):
         schema.check(values)
+
+
+def test_names_must_be_text(values):
+    values["backbones"] = [["efficientnet_lite0"]]
+    with pytest.raises(ParamsError, match="backbones must be a list of names"):
+        schema.check(values)
+
+
+def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    schema.check_against_results(values)
+    rows = [
+        {"path": f"{split}/{label}/1.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": "0"}
+        for split in artifacts.PARTS
+        for label in ("cat", "dog")
+    ]
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    with pytest.raises(BakeoffError, match="positive_class"):
+        schema.check_against_results(values)
+    values["selection"]["positive_class"] = "dog"
+    schema.check_against_results(values)
+    spec = networks.NetworkSpec(
+        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, map_layer="b",
+        prediction_layer="c", blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+    )  # fmt: skip
+    networks.write_spec(spec, artifacts.BACKBONES / "efficientnet_lite0")
+    with pytest.raises(ParamsError, match="last_blocks must be at most 3, the blocks of efficientnet_lite0, received 5"):
+        schema.check_against_results(values)
 
 
 def test_an_unknown_key_names_its_neighbour(values):

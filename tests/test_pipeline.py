@@ -168,6 +168,19 @@ def test_predict_gives_the_numbers_that_were_evaluated(finished):
         np.testing.assert_allclose(received, expected[:3], atol=2e-6, err_msg=name)
 
 
+def test_predict_refuses_a_network_that_the_classifier_was_not_trained_on(finished):
+    spec = finished / "data" / "backbones" / "efficientnet_lite0" / "spec.json"
+    before = spec.read_bytes()
+    try:
+        spec.write_bytes(before.replace(b"avg_pool", b"avg_pole"))
+        command = ("python", "-m", "pipeline", "predict", "--run", "efficientnet_lite0-rbf_svm", "data/split/test")
+        output = run(finished, *command, check=False)
+    finally:
+        spec.write_bytes(before)
+    assert "is not the network that" in output
+    assert "Traceback" not in output
+
+
 def test_split_seeds_repeats_the_pipelines_own_split_and_draws_others(finished):
     output = run(finished, "python", "-m", "pipeline", "split-seeds", "--seeds", "0", "1", "--output", "seeds.json")
     results = json.loads((finished / "seeds.json").read_text())

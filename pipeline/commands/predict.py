@@ -37,7 +37,8 @@ def main(arguments: argparse.Namespace) -> int:
     run = arguments.run or champion()
     directory = artifacts.RUNS / run
     if not (directory / "record.json").is_file():
-        raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {', '.join(_runs()) or 'none yet'}")
+        found = ', '.join(_runs()) or 'none yet; `make repro` makes them'
+        raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
     from pipeline import images, predictor
 
     model = predictor.load(directory)

@@ -1,7 +1,7 @@
 """Remove results of runs and networks that params.yaml no longer declares.
 
 DVC leaves the outputs of a matrix item on disk when the item is removed, and whatever depends on their directory then
-sees a change. Only what a stage can make again is removed, and DVC's cache keeps its copy.
+sees a change. Under results/runs only directories that hold a run's record are removed: notes of a person stay.
 """
 
 from __future__ import annotations
@@ -49,8 +49,15 @@ def strays(values: Mapping[str, Any], root: Path = Path()) -> list[Path]:
     for directory, names in declared(values).items():
         place = root / directory
         if place.is_dir() and not place.is_symlink():
-            found += [path for path in place.iterdir() if path.name not in names]
+            # A name with a dot in front is what a stage is writing at this moment.
+            others = [path for path in place.iterdir() if path.name not in names and not path.name.startswith(".")]
+            found += [path for path in others if directory != artifacts.RUNS or _is_run(path)]
     return sorted(found)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run's results lie here, or a link, whose removal loses nothing."""
+    return path.is_symlink() or (path / "record.json").is_file()
 
 
 def remove(path: Path) -> None:

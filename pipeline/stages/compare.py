@@ -36,6 +36,8 @@ FIGURES = artifacts.RESULTS / "figures"
 
 
 def main(params: Params, *, log: Log) -> None:
+    for abandoned in FIGURES.glob(".*"):  # by a comparison that was killed; `track` would take it for a figure
+        abandoned.unlink()
     protocol = _protocol(params)
     declared = _declared_runs(params)
     _warn_of_strays(declared)

@@ -37,6 +37,9 @@ def _copy(image: datasets.SourceImage, part: str, *, root, directory) -> dict[st
     """Copy the original bytes to <part>/<label>/<name> and return the image's row of the manifest."""
     path = f"{part}/{image.label}/{datasets.split_name(image)}"
     target = directory / path
+    if target.exists():
+        raise datasets.DatasetError(f"Two images of the class {image.label!r} would both be called {target.name}: "
+                                    f"rename {image.path}")  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / image.path, target)
     if artifacts.sha256_file(target) != image.sha256:
