@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,19 +244,27 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
     run(finished, "dvc", "checkout")
 
 
+WRITING = "while it writes its output"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "line"),
+    ("stage", "moment"),
     [
+        ("dataset", "python -m pipeline dataset"),
         ("split", "python -m pipeline split"),
-        ("features", "preparing"),
+        ("features", WRITING),
         ("sweep", "candidate 1/2"),
         ("head", "training"),
         ("fine_tune", "training"),
+        ("compare", "methods, each on"),
     ],
 )
-def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage, line):
-    """Another clone, given the finished one's results, repeats one stage and is killed once that has said ``line``."""
+def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage, moment):
+    """Another clone, given the finished one's results, repeats one stage and is killed at ``moment``.
+
+    A moment is a line that was said, or the appearance of the temporary neighbour of the stage's output.
+    """
     clone = tmp_path / "clone"
     prepare(root, clone)
     run(clone, "dvc", "config", "--local", "cache.dir", str(finished / ".dvc" / "cache"))
@@ -263,15 +272,27 @@ def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, 
     run(clone, "dvc", "checkout", "--allow-missing")
     target = next(name for name in lock_of(finished) if name.split("@")[0] == stage)
     repro = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", target)
-    with subprocess.Popen(
-        repro, cwd=clone, env=demo.environment(), start_new_session=True, text=True, bufsize=1,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        assert any(line in said for said in process.stdout), "the stage ended before it could be killed"
+    output = clone / lock_of(finished)[target]["outs"][0]["path"]
+    said = tmp_path / "said"
+    with said.open("w") as console:
+        process = subprocess.Popen(
+            repro, cwd=clone, env=demo.environment(), start_new_session=True, stdout=console, stderr=console
+        )
+        while not reached(moment, said, output):
+            assert process.poll() is None, f"{stage} ended before it could be killed:\n{said.read_text()}"
+            time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     run(clone, *repro)
-    assert lock_of(clone)[target]["outs"] == lock_of(finished)[target]["outs"]
+    for key in ("deps", "outs"):
+        assert lock_of(clone)[target].get(key) == lock_of(finished)[target].get(key)
+    assert not [path for path in (clone / "results").rglob(".*") if path.name != ".gitignore"]
+
+
+def reached(moment: str, said: Path, output: Path) -> bool:
+    if moment == WRITING:
+        return any(output.parent.glob(f".{output.name}.*"))
+    return moment in said.read_text()
 
 
 @pytest.mark.slow
