@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -142,7 +143,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
+    @functools.cached_property
     def files(self) -> list[Path]:
         return [SPLIT / path for path in self.paths]
 
@@ -183,9 +184,21 @@ def _read_part(name: str, manifest: Path) -> tuple[Part, np.ndarray]:
 # --- features ------------------------------------------------------------------------------------------------------
 
 
-def open_features(directory: Path, name: str, *, shape: tuple[int, int]) -> np.memmap:
-    """Create ``<directory>/<name>.npy``, float32 of ``shape``, as a memory map to fill row by row."""
-    return np.lib.format.open_memmap(directory / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+def write_features(directory: Path, name: str, batches: Iterable[np.ndarray], *, shape: tuple[int, int]) -> None:
+    """Write rows, float32 (b, width) a batch, as ``<directory>/<name>.npy`` of ``shape``, one batch in memory at a time.
+
+    Raises ArtifactError if the batches hold another number of rows.
+    """
+    path, written = directory / f"{name}.npy", 0
+    # Not through a memory map, which would count as memory of the process.
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in batches:
+            file.write(np.ascontiguousarray(batch, dtype="<f4"))
+            written += len(batch)
+    if written != shape[0]:
+        raise ArtifactError(f"{path} must have {shape[0]} rows, received {written}")
 
 
 def read_features(directory: Path, part: Part) -> np.ndarray:

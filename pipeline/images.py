@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,6 +29,13 @@ RESAMPLING = {
 }
 
 
+Item = TypeVar("Item")
+
+# What Pillow raises for damaged files, beyond what it documents.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
+              Image.DecompressionBombError)  # fmt: skip
+
+
 class ImageError(BakeoffError):
     """A file is not an image that can be read whole."""
 
@@ -38,8 +48,14 @@ class ImageParams(Block):
 
 
 class AugmentationParams(Block):
-    """Random changes of training images that keep their class."""
+    """Random changes of training images that keep their class.
 
+    ``views``: how many different ones an image has, met in turn, epoch after epoch; None: every epoch a new one. What
+    a frozen network makes of a view is kept, so few views train fast. A network without a frozen part meets a new view
+    in every epoch in any case.
+    """
+
+    views: Annotated[int, Field(ge=1)] | None
     horizontal_flip: bool
     vertical_flip: bool
     quarter_turns: bool
@@ -65,29 +81,30 @@ def load(source: Path | bytes, *, size: int, params: ImageParams) -> np.ndarray:
         image = image.crop((left, top, left + side, top + side))
     if image.size != (size, size):
         image = image.resize((size, size), RESAMPLING[params.interpolation])
-    return np.asarray(image)
+    # Last, because channels are resized one by one: a grey image needs only one of them until here.
+    return np.asarray(image.convert("RGB"))
 
 
 def batches(
-    sources: Sequence[Path | bytes], *, size: int, params: ImageParams, batch_size: int
+    items: Iterable[Item], read: Callable[[Item], np.ndarray], *, batch_size: int, threads: int
 ) -> Iterator[np.ndarray]:
-    """Yield uint8 (at most batch_size, size, size, 3) in order, decoding one batch ahead in a thread.
+    """Yield what ``read`` makes of ``batch_size`` items at a time, in order, reading ahead in threads.
 
-    Pillow releases the interpreter lock while it decodes and resizes, so the next batch is prepared while the caller
-    computes. At most two batches are held.
+    ``read`` returns the views of one item, (views, ...); a batch holds those of its items, one after the other.
+    Pillow releases the interpreter lock while it decodes and resizes, so the next images are prepared while the caller
+    computes. At most two batches are held besides the one that is yielded.
     """
-
-    def read(start: int) -> np.ndarray:
-        return np.stack([load(source, size=size, params=params) for source in sources[start : start + batch_size]])
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        starts = range(0, len(sources), batch_size)
-        pending = reader.submit(read, 0) if starts else None
-        for start in starts:
-            batch = pending.result()
-            following = start + batch_size
-            pending = reader.submit(read, following) if following < len(sources) else None
-            yield batch
+    waiting = iter(items)
+    with ThreadPoolExecutor(max_workers=threads) as readers:
+        pending = deque(readers.submit(read, item) for item in itertools.islice(waiting, 2 * batch_size))
+        try:
+            while pending:
+                ready = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
+                pending.extend(readers.submit(read, item) for item in itertools.islice(waiting, len(ready)))
+                yield np.concatenate(ready)
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def inspect(path: Path) -> Inspection:
@@ -96,7 +113,7 @@ def inspect(path: Path) -> Inspection:
         with Image.open(path) as image:
             mode, (width, height) = image.mode, image.size
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return Inspection(0, 0, "", _reason(error))
     return Inspection(width, height, mode, "")
 
@@ -129,20 +146,20 @@ def _decode(source: Path | bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return _to_grey_or_rgb(ImageOps.exif_transpose(image))
+    except UNREADABLE as error:
         name = "the image" if isinstance(source, bytes) else source
         raise ImageError(f"{name}: {_reason(error)}") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return 8-bit RGB: 16-bit grey keeps its upper byte, transparency lies on white."""
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    """Return 8 bits a channel, RGB or L: 16-bit grey keeps its upper byte, transparency lies on white."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -1,20 +1,31 @@
-"""Forward-only engine for frozen networks: OpenVINO on the CPU, in float32.
+"""Forward-only engine for frozen networks: OpenVINO on a CPU, TensorFlow on a GPU, in float32 or bfloat16.
 
-Several times faster than Keras, and equal to it within the rounding of float32. An image's result does not depend on
-the batch it is in, on the order of rows or on the number of threads; tests hold it to the last bit.
+On a CPU OpenVINO is several times faster than Keras, and in float32 equal to it within rounding. There, an image's
+result does not depend on the batch it is in, on the order of rows or on the number of threads; tests hold it to the
+last bit.
+
+A network's outputs leave as rows: all numbers of an image in one line, output after output. A network that continues
+where another one ended takes such rows.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 import pydantic
 
+from pipeline import networks, provenance
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 
@@ -22,79 +33,227 @@ if TYPE_CHECKING:
     import keras
     import openvino
 
+Engine = Literal["openvino", "tensorflow"]
+Build = Callable[[], "keras.Model"]
+
 
 class InferenceError(BakeoffError):
-    """The network answers with something that is not a number."""
+    """The network answers with something that is not a number, or the engine is not installed."""
 
 
 class ComputeParams(Block):
     """``compute`` in params.yaml.
 
     ``threads``: of every engine and classifier, never taken from the machine, so that results can be repeated.
-    ``batch_size``: images a forward pass; bounds the memory, changes no result.
+    ``batch_size``: images a forward pass; bounds the memory, on a CPU changes no result.
+    ``engine``: of frozen networks; auto is TensorFlow where it sees a GPU, else OpenVINO.
+    ``precision``: of the arithmetic in frozen networks; what leaves them is float32.
     """
 
     threads: Annotated[int, pydantic.Field(ge=1, le=1024)]
     batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)]
+    engine: Literal["auto", "openvino", "tensorflow"]
+    precision: Literal["float32", "bfloat16"]
+
+    def in_float32(self) -> ComputeParams:
+        return self.model_copy(update={"precision": "float32"})
+
+
+class _Compiled(Protocol):
+    input_shape: tuple[int, ...]
+    output_shapes: list[tuple[int, ...]]
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Yield the outputs of every batch, in order; later batches may be under way already."""
 
 
 class FrozenNetwork:
     """A Keras network compiled for forward passes; later changes to its weights are not seen.
 
-    The network has one input, (batch, height, width, 3), and one output, (batch, ...).
+    ``build`` returns the network, with one input (batch, ...) and outputs of fixed shapes. It is called only if
+    ``converted``, a directory that may be kept between processes, does not hold the network in the engine's own form:
+    then Keras and TensorFlow need not even be imported.
     """
 
-    def __init__(self, model: keras.Model, *, threads: int):
-        self._compiled = _compile(_convert(model), threads=threads)
-        self._shape = tuple(model.input_shape[1:])
+    def __init__(self, build: Build, *, compute: ComputeParams, converted: Path | None = None):
+        if chosen_engine(compute.engine) == "openvino":
+            self._compiled: _Compiled = _OpenVino(build, compute, converted)
+        else:
+            self._compiled = _TensorFlow(build, compute)
+        self._batch_size = compute.batch_size
+        self.input_shape = self._compiled.input_shape
+        self.width = sum(math.prod(shape) for shape in self._compiled.output_shapes)
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the rows of every batch in order, float32 (b, width), with a few batches under way.
+
+        A batch is uint8 or float32 (b, ...) with the input's shape.
+        """
+        for outputs in self._compiled.map(self._checked(batch) for batch in batches):
+            flat = [output.reshape(len(output), -1) for output in outputs]
+            # Copied in any case: an engine may hand out a view of memory that it will write to again.
+            yield np.concatenate(flat, axis=1, dtype=np.float32)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Return the output for a batch of raw pixels, uint8 or float32 (b, height, width, 3), as float32 (b, ...)."""
-        if batch.dtype not in (np.uint8, np.float32) or batch.shape[1:] != self._shape or not len(batch):
-            wanted = f"uint8 or float32 (b, {', '.join(map(str, self._shape))}), b at least 1"
+        """Return the rows of a batch of any size, float32 (b, width)."""
+        pieces = (batch[start : start + self._batch_size] for start in range(0, max(len(batch), 1), self._batch_size))
+        return np.concatenate(list(self.map(pieces)))
+
+    def _checked(self, batch: np.ndarray) -> np.ndarray:
+        if batch.dtype not in (np.uint8, np.float32) or batch.shape[1:] != self.input_shape or not len(batch):
+            wanted = f"uint8 or float32 (b, {', '.join(map(str, self.input_shape))}), b at least 1"
             raise ValueError(f"A batch must be {wanted}, received {batch.dtype} {batch.shape}")
-        result = self._compiled(np.ascontiguousarray(batch, dtype=np.float32))[0]
-        # The engine hands out a view of memory that it will write to again.
-        return np.array(result, dtype=np.float32)
+        return np.ascontiguousarray(batch, dtype=np.float32)
 
 
-def rows(network: FrozenNetwork, batches: Iterable[np.ndarray], *, names: Sequence[str]) -> Iterator[np.ndarray]:
-    """Yield the output of every image in order, float32 (...), with one batch in memory at a time.
+def finite(batches: Iterable[np.ndarray], *, names: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield rows, float32 (b, width), as they are. Raises InferenceError for a row that holds what is no number.
 
-    ``names``: of the images, for messages. Raises InferenceError for an output that is not finite.
+    ``names``: of the images in order, for the message.
     """
     done = 0
-    for batch in batches:
-        outputs = network.run(batch)
-        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
-        if not finite.all():
-            name = names[done + int(np.argmin(finite))]
-            raise InferenceError(f"{name}: the network's output holds values that are not finite")
-        yield from outputs
-        done += len(outputs)
+    for rows in batches:
+        good = np.isfinite(rows).all(axis=1)
+        if not good.all():
+            raise InferenceError(
+                f"{names[done + int(np.argmin(good))]}: the network's output holds values that are not finite"
+            )
+        yield rows
+        done += len(rows)
 
 
-def _convert(model: keras.Model) -> openvino.Model:
+def chosen_engine(engine: Literal["auto", "openvino", "tensorflow"]) -> Engine:
+    """Return what auto means on this machine; imports TensorFlow only where it was installed with a GPU's libraries."""
+    if engine != "auto":
+        return engine
+    return "tensorflow" if _tensorflow_sees_a_gpu() else "openvino"
+
+
+def _tensorflow_sees_a_gpu() -> bool:
+    # TensorFlow takes seconds to import. Its build for CPUs only is a distribution of its own, and the other one sees
+    # no GPU without NVIDIA's libraries, which are installed beside it.
+    try:
+        metadata.version("tensorflow-cpu")
+        return False
+    except metadata.PackageNotFoundError:
+        pass
+    if importlib.util.find_spec("nvidia") is None:
+        return False
+    networks.start_tensorflow()
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+class _OpenVino:
+    def __init__(self, build: Build, compute: ComputeParams, converted: Path | None):
+        openvino = _import_openvino()
+        settings = {
+            # Always set: on a CPU with AMX the default is bfloat16, which is off by percents.
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[compute.precision],
+            "EXECUTION_MODE_HINT": {"float32": "ACCURACY", "bfloat16": "PERFORMANCE"}[compute.precision],
+            "INFERENCE_NUM_THREADS": compute.threads,
+            # One thread an image beats all threads on one image, and needs no waiting for each other.
+            "NUM_STREAMS": compute.threads,
+            # Pinned threads of two processes would share one core while another is idle.
+            "ENABLE_CPU_PINNING": False,
+        }
+        model = openvino.Core().compile_model(_converted(build, converted), "CPU", settings)
+        self.input_shape = tuple(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])
+        self.output_shapes = [
+            tuple(side.get_length() for side in list(output.partial_shape)[1:]) for output in model.outputs
+        ]
+        # Twice as many as can compute at once, so that none waits while a finished one is collected.
+        self._requests = [model.create_infer_request() for _ in range(2 * compute.threads)]
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        idle, busy = deque(self._requests), deque()
+        try:
+            for batch in batches:
+                if not idle:
+                    yield self._collect(busy, idle)
+                request = idle.popleft()
+                request.start_async([batch])
+                busy.append(request)
+            while busy:
+                yield self._collect(busy, idle)
+        finally:
+            for request in busy:  # an abandoned pass must not write while its request is used anew
+                request.wait()
+
+    def _collect(self, busy: deque[openvino.InferRequest], idle: deque[openvino.InferRequest]) -> list[np.ndarray]:
+        request = busy.popleft()
+        request.wait()
+        outputs = [np.array(tensor.data) for tensor in request.output_tensors]
+        idle.append(request)
+        return outputs
+
+
+class _TensorFlow:
+    def __init__(self, build: Build, compute: ComputeParams):
+        networks.start_tensorflow(threads=compute.threads)
+        import tensorflow as tf
+
+        model = build()
+        self.input_shape = tuple(model.inputs[0].shape[1:])
+        self.output_shapes = [tuple(output.shape[1:]) for output in model.outputs]
+        model = _in_bfloat16(model) if compute.precision == "bfloat16" else model
+        signature = [tf.TensorSpec((None, *self.input_shape), tf.float32)]
+        # `training=False` reaches every layer here, because the call is not nested in a model that is told otherwise.
+        self._forward = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        import tensorflow as tf
+
+        for batch in batches:
+            outputs = tf.nest.flatten(self._forward(batch))
+            yield [tf.cast(output, tf.float32).numpy() for output in outputs]
+
+
+def _in_bfloat16(model: keras.Model) -> keras.Model:
+    """Return a copy that computes in bfloat16 and keeps its weights in float32."""
+    import keras
+
+    def convert(layer: keras.Layer) -> keras.Layer:
+        return type(layer).from_config(layer.get_config() | {"dtype": "mixed_bfloat16"})
+
+    copy = keras.models.clone_model(model, clone_function=convert)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _converted(build: Build, directory: Path | None) -> openvino.Model:
+    """Return the network in OpenVINO's form, from ``directory`` if it is there, and leave it there if not."""
     openvino = _import_openvino()
-    with tempfile.TemporaryDirectory(prefix="bakeoff-") as directory:
-        path = Path(directory) / "network.xml"
-        model.export(str(path), format="openvino", verbose=False)
+    kept = directory / f"openvino-{_converter_version()}" if directory else None
+    if kept and kept.is_dir():
+        try:
+            return openvino.Core().read_model(kept / "network.xml")
+        except RuntimeError:  # damaged, or removed by another process since: converted anew
+            shutil.rmtree(kept, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=_parent(kept), prefix=".bakeoff-") as temporary:
+        path = Path(temporary) / "network" / "network.xml"
+        path.parent.mkdir()
+        build().export(str(path), format="openvino", verbose=False)
         # Read from bytes: a model read from a path maps the file, which is about to go.
-        return openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        if kept and not kept.exists():
+            try:
+                os.replace(path.parent, kept)
+            except OSError:
+                if not kept.is_dir():  # else another process was faster, with the same network
+                    raise
+    return model
 
 
-def _compile(model: openvino.Model, *, threads: int) -> openvino.CompiledModel:
-    openvino = _import_openvino()
-    settings = {
-        # On a CPU with AMX the default is bfloat16, which is off by percents.
-        "INFERENCE_PRECISION_HINT": "f32",
-        "EXECUTION_MODE_HINT": "ACCURACY",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        # Pinned threads of two processes would share one core while another is idle.
-        "ENABLE_CPU_PINNING": False,
-    }
-    return openvino.Core().compile_model(model, "CPU", settings)
+def _parent(kept: Path | None) -> Path | None:
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    return kept.parent if kept else None
+
+
+def _converter_version() -> str:
+    return provenance.digest({name: metadata.version(name) for name in ("openvino", "keras")})[:16]
 
 
 def _import_openvino():  # noqa: ANN202 - a module

@@ -1,61 +1,90 @@
 """What head, fine_tune and scratch share: from a network to train to a run's directory.
 
-Final predictions come from the forward-only engine, whose bytes do not depend on the batch size: whoever predicts one
-image later gets the number that was evaluated.
+What is frozen of a network is computed by the forward-only engine, once for each image and view; only the rest is
+trained by Keras (docs/decisions/0009). Final predictions come from the engine altogether, whose bytes do not depend on
+the batch size: whoever predicts one image later gets the number that was evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline import artifacts, images, inference, networks, training, training_curves
+from pipeline import activations, artifacts, images, inference, networks, training, training_curves
+from pipeline.activations import View
 from pipeline.params import Params
 from pipeline.progress import Log, progress, say
+from pipeline.seeds import child_seed
 
 if TYPE_CHECKING:
     import keras
 
+Stage = Literal["head", "fine_tune", "scratch"]
+
 READS = ("seed", "images", "compute", "augmentation")
 INPUTS = (str(artifacts.MANIFEST), *(str(artifacts.SPLIT / part) for part in artifacts.PARTS))
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+# Of decoded images that a network from scratch trains on, in every epoch anew.
+DECODED_BYTES = 2**30
+
+
+def prepare(stage: Stage, params: Params) -> None:
+    """Make this process train deterministically; call before the first network is built."""
+    training.prepare(threads=params.value("compute.threads"), seed=child_seed(params.value("seed"), "training", stage))
 
 
 def train(
     model: keras.Model,
     *,
-    stage: Literal["head", "fine_tune", "scratch"],
+    stage: Stage,
     network: str,
+    block: training.FitParams,
     params: Params,
     inputs: Sequence[str],
     log: Log,
 ) -> None:
     """Train ``model`` on the split and write ``results/runs/<network>-<stage>``.
 
-    ``params`` must hold `READS` and the stage's own block; ``inputs`` are the paths whose digests the record keeps.
+    ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps. If ``model`` has a frozen
+    part, then it is that of the stored backbone ``network``.
     """
-    block = params.value(stage)
-    fit_params = training.FitParams.model_validate({key: block[key] for key in training.FitParams.model_fields})
     parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
-    size = model.input_shape[1]
-    say(f"training {networks.count_trainable_parameters(model):,} of {networks.count_parameters(model):,} parameters "
-        f"on {len(parts['train'])} images of {size} x {size}, watched on {len(parts['validation'])}")  # fmt: skip
-    fit = training.fit(
-        model,
-        _views(parts["train"], parts["validation"], size=size, params=params),
-        params=fit_params,
-        seed=params.value("seed"),
-        log=log,
-    )
+    split = training.split(model)
     compute = params.block("compute", inference.ComputeParams)
-    image_params = params.block("images", images.ImageParams)
-    predictions = artifacts.Predictions(
-        validation=predict(model, parts["validation"], image_params=image_params, compute=compute)[np.newaxis],
-        test=predict(model, parts["test"], image_params=image_params, compute=compute),
-    )
+    say(f"training {networks.count_trainable_parameters(model):,} of {networks.count_parameters(model):,} parameters "
+        f"on {len(parts['train'])} images of {model.input_shape[1]} x {model.input_shape[1]}, "
+        f"watched on {len(parts['validation'])}")  # fmt: skip
+    seed = child_seed(params.value("seed"), stage)
+    with contextlib.ExitStack() as stack:
+        if split.frozen is None:
+            source: _Pixels | _Rows = _Pixels(model.input_shape[1], params, seed=seed)
+        else:
+            part = activations.FrozenPart(
+                build=lambda: split.frozen,
+                sha256=artifacts.sha256_path(artifacts.BACKBONES / network),
+                tensors=split.tensors,
+                input_size=model.input_shape[1],
+            )
+            source = stack.enter_context(_Rows(part, params, seed=seed))
+        fit = training.fit(
+            split.tail,
+            source.examples(parts["train"], parts["validation"], epochs=block.epochs),
+            whole=model,
+            params=block,
+            seed=seed,
+            log=log,
+        )
+        say("predicting the validation and test images")
+        tail = inference.FrozenNetwork(lambda: split.tail, compute=compute.in_float32())
+        predictions = artifacts.Predictions(
+            validation=source.predict(tail, parts["validation"])[np.newaxis],
+            test=source.predict(tail, parts["test"]),
+        )
     with artifacts.whole_directory(artifacts.RUNS / f"{network}-{stage}") as directory:
         networks.save(model, directory)
         model_bytes = sum(file.stat().st_size for file in directory.iterdir())
@@ -77,43 +106,108 @@ def train(
         )
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(directory / "predictions.npz", predictions)
+        # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
+        artifacts.write_json(directory / "frozen.json", source.about)
         _write_history(directory, fit, title=f"{network} · {stage}")
 
 
-def predict(
-    model: keras.Model, part: artifacts.Part, *, image_params: images.ImageParams, compute: inference.ComputeParams
-) -> np.ndarray:
-    """Return class probabilities of one part, float32 (n_images, classes), in manifest order."""
-    engine = inference.FrozenNetwork(model, threads=compute.threads)
-    batches = images.batches(
-        part.files, size=model.input_shape[1], params=image_params, batch_size=compute.batch_size
-    )
-    total = -(-len(part) // compute.batch_size)
-    return np.concatenate(
-        [engine.run(batch) for batch in progress(batches, total=total, label=f"predicting {part.name}", unit="batches")]
-    )
+class _Rows:
+    """The tail's inputs: what the frozen part makes of an image or view."""
+
+    def __init__(self, part: activations.FrozenPart, params: Params, *, seed: int):
+        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._activations = activations.Activations(
+            part,
+            compute=params.block("compute", inference.ComputeParams),
+            image_params=params.block("images", images.ImageParams),
+            augmentation=self._augmentation,
+            seed=seed,
+        )
+        self.about = self._activations.identity | {"width": self._activations.width}
+
+    def __enter__(self) -> _Rows:
+        self._activations.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._activations.__exit__(*exception)
+
+    def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> training.Examples:
+        views = self._augmentation.views or epochs
+        originals = activations.originals(validation)
+        drawn = [_view(train, row, number) for row in range(len(train)) for number in range(min(views, epochs))]
+        self._keep(drawn, label=f"frozen part of {min(views, epochs)} views of {len(train)} training images")
+        self._keep(originals, label=f"frozen part of {len(validation)} validation images")
+        return training.Examples(
+            train.labels,
+            lambda rows, epoch: self._activations.rows([_view(train, row, epoch % views) for row in rows]),
+            validation.labels,
+            lambda rows: self._activations.rows([originals[row] for row in rows]),
+        )
+
+    def predict(self, tail: inference.FrozenNetwork, part: artifacts.Part) -> np.ndarray:
+        """Return class probabilities of one part, float32 (n_images, classes), in manifest order."""
+        views = activations.originals(part)
+        self._keep(views, label=f"frozen part of {len(part)} {part.name} images")
+        return np.concatenate([tail.run(rows) for rows in self._activations.stream(views)])
+
+    def _keep(self, views: Sequence[View], *, label: str) -> None:
+        computed = self._activations.keep(views, label=label)
+        if computed is not None:
+            say(f"{label}: {computed} computed, {len(set(views)) - computed} known")
 
 
-def _views(train: artifacts.Part, validation: artifacts.Part, *, size: int, params: Params) -> training.Images:
-    image_params = params.block("images", images.ImageParams)
-    augmentation = params.block("augmentation", images.AugmentationParams)
-    seed = params.value("seed")
+class _Pixels:
+    """A network's inputs where nothing is frozen: the images themselves, a new view in every epoch."""
 
-    def train_view(row: int, view: int) -> np.ndarray:
-        image = images.load(train.files[row], size=size, params=image_params)
-        return images.augment(image, seed=seed, sha256=train.sha256[row], view=view, params=augmentation)
+    def __init__(self, size: int, params: Params, *, seed: int):
+        self._compute = params.block("compute", inference.ComputeParams)
+        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._seed = seed
+        load = functools.partial(images.load, size=size, params=params.block("images", images.ImageParams))
+        self._load = functools.lru_cache(maxsize=DECODED_BYTES // (3 * size * size))(load)
+        self.about = {
+            "tensors": [],
+            "engine": inference.chosen_engine(self._compute.engine),
+            "precision": self._compute.in_float32().precision,
+        }
 
-    def validation_image(row: int) -> np.ndarray:
-        return images.load(validation.files[row], size=size, params=image_params)
+    def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> training.Examples:
+        def view(row: int, number: int) -> np.ndarray:
+            return images.augment(
+                self._load(train.files[row]),
+                seed=self._seed,
+                sha256=train.sha256[row],
+                view=number,
+                params=self._augmentation,
+            )
 
-    return training.Images(train.labels, train_view, validation.labels, validation_image)
+        return training.Examples(
+            train.labels,
+            lambda rows, epoch: np.stack([view(row, epoch) for row in rows]),
+            validation.labels,
+            lambda rows: np.stack([self._load(validation.files[row]) for row in rows]),
+        )
+
+    def predict(self, tail: inference.FrozenNetwork, part: artifacts.Part) -> np.ndarray:
+        """Return class probabilities of one part, float32 (n_images, classes), in manifest order."""
+        size, threads = self._compute.batch_size, self._compute.threads
+        batches = images.batches(
+            part.files, lambda file: self._load(file)[np.newaxis], batch_size=size, threads=threads
+        )
+        outputs = progress(tail.map(batches), total=-(-len(part) // size), label=f"predicting {part.name}",
+                           unit="batches")  # fmt: skip
+        return np.concatenate(list(outputs))
 
 
-def _candidate(stage: str, block: Mapping[str, Any], fit: training.Fit) -> artifacts.Candidate:
-    chosen_elsewhere = ("backbones", "networks")
+def _view(part: artifacts.Part, row: int, number: int) -> View:
+    return View(part.files[row], part.sha256[row], number)
+
+
+def _candidate(stage: str, block: training.FitParams, fit: training.Fit) -> artifacts.Candidate:
     return artifacts.Candidate(
         name=stage,
-        parameters={key: value for key, value in block.items() if key not in chosen_elsewhere},
+        parameters=block.model_dump(),
         converged=not fit.still_improving,
         notes={"best_epoch": fit.best_epoch + 1, "epochs": len(fit.history["loss"])},
         history=fit.history,

@@ -45,14 +45,24 @@ class BlockSpec(pydantic.BaseModel):
     first_layer: str
 
 
+class Cost(pydantic.BaseModel):
+    """What a network holds and does: numbers, bytes on disk, and multiply-adds of one image."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    parameters: int
+    bytes: int
+    multiply_adds: int
+
+
 class NetworkSpec(pydantic.BaseModel):
     """What the other stages need to know of a pretrained network.
 
     ``feature_layer``: its output is the pooled features, float32 (batch, feature_width).
-    ``map_layer``: its output is the last feature map, (batch, height, width, channels).
     ``prediction_layer``: its output is the probabilities of the classes the network was trained on.
     ``blocks``: from input to output.
     ``weights``: where the numbers come from; never a path of one machine.
+    ``cost``: of the network up to its features.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -61,10 +71,10 @@ class NetworkSpec(pydantic.BaseModel):
     input_size: int = pydantic.Field(gt=0)
     feature_layer: str
     feature_width: int = pydantic.Field(gt=0)
-    map_layer: str
     prediction_layer: str
     blocks: list[BlockSpec]
     weights: dict[str, str]
+    cost: Cost
 
 
 def start_tensorflow(*, threads: int | None = None) -> None:
@@ -140,7 +150,12 @@ def load(directory: Path) -> keras.Model:
     return model
 
 
-def stored_bytes(model: keras.Model) -> int:
+def cost_of(model: keras.Model) -> Cost:
+    """Return what the network costs to keep and to run."""
+    return Cost(parameters=count_parameters(model), bytes=_stored_bytes(model), multiply_adds=multiply_adds(model))
+
+
+def _stored_bytes(model: keras.Model) -> int:
     """Return how many bytes `save` writes for the network."""
     with tempfile.TemporaryDirectory(prefix="bakeoff-") as directory:
         save(model, Path(directory))
@@ -173,14 +188,12 @@ def count_trainable_parameters(model: keras.Model) -> int:
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
-def multiply_adds(model: keras.Model, upto: str | None = None) -> int:
-    """Return the multiply-adds of one image, up to and including the layer ``upto`` (None: the whole network).
+def multiply_adds(model: keras.Model) -> int:
+    """Return the multiply-adds of one image.
 
     Counted are convolutions and dense layers, as is the custom; scaling, normalization, activations, pooling and
     biases count as none. Raises NetworkError for another layer with a weight matrix, and for sizes that are not fixed.
     """
-    if upto is not None:
-        model = cut(model, upto)
     return sum(_layer_multiply_adds(layer) for layer in _leaves(model))
 
 

@@ -60,8 +60,14 @@ class Params:
         return lookup(self._values, key)
 
     def block(self, key: str, model: type[BlockType]) -> BlockType:
-        """Return the mapping at a dotted key as a validated ``model``."""
-        return parse(self.value(key), model, where=key)
+        """Return the mapping at a dotted key as a validated ``model``.
+
+        The stage declares the key, or one by one those keys below it that ``model`` has: then another key there, such
+        as the list of networks that a method runs on, is none of its business.
+        """
+        if key in self._reads:
+            return parse(self.value(key), model, where=key)
+        return parse({name: self.value(f"{key}.{name}") for name in model.model_fields}, model, where=key)
 
     def declared(self) -> dict[str, Any]:
         """Return {key: raw value} of everything the stage declares."""

@@ -5,14 +5,20 @@ Used by ``python -m pipeline predict`` and by the model that MLflow serves: both
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, images, inference, networks
+from pipeline import activations, artifacts, feature_store, images, inference, networks, training
+
+
+# Images a forward pass; the prediction of an image does not depend on it.
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -20,47 +26,74 @@ class Predictor:
     """``classes`` in the order of the columns of `probabilities`."""
 
     classes: tuple[str, ...]
-    input_size: int
     image_params: images.ImageParams
-    batch_size: int
+    frozen: inference.FrozenNetwork
     classify: Callable[[np.ndarray], np.ndarray]
+    threads: int
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:
         """Return float32 (n, classes) for image files, or their bytes, in order. Raises images.ImageError."""
         if not sources:
             return np.empty((0, len(self.classes)), dtype=np.float32)
-        batches = images.batches(
-            sources, size=self.input_size, params=self.image_params, batch_size=self.batch_size
-        )
-        return np.concatenate([self.classify(batch) for batch in batches])
+        size = self.frozen.input_shape[0]
+
+        def read(source: Path | bytes) -> np.ndarray:
+            return images.load(source, size=size, params=self.image_params)[np.newaxis]
+
+        batches = images.batches(sources, read, batch_size=BATCH_SIZE, threads=self.threads)
+        return np.concatenate([self.classify(rows) for rows in self.frozen.map(batches)])
 
 
-def load(run: Path, backbones: Path = artifacts.BACKBONES) -> Predictor:
+def load(
+    run: Path, backbones: Path = artifacts.BACKBONES, store: feature_store.FeatureStore | None = None
+) -> Predictor:
     """Return the predictor of a run's directory. A classifier on features also needs its network in ``backbones``.
 
-    How images are read comes from the run's record, so later changes of params.yaml do not touch it.
+    How images are read and computed comes from the run, so later changes of params.yaml do not touch it. Networks are
+    kept in ``store`` in the engine's own form, so that the next call need not convert them.
     """
     record = artifacts.read_record(run / "record.json")
-    compute = inference.ComputeParams.model_validate(record.parameters["compute"])
-    if record.stage == "sweep":
-        meta = artifacts.read_json(run / "features.json")
-        image_params = images.ImageParams.model_validate(meta["images"])
-        directory = backbones / record.network
-        spec = networks.read_spec(directory)
-        if artifacts.sha256_path(directory) != meta["network_sha256"]:
-            raise artifacts.ArtifactError(f"{directory} is not the network that {run} was trained with: run `dvc repro`")
-        engine = inference.FrozenNetwork(
-            networks.cut(networks.load(directory), spec.feature_layer), threads=compute.threads
-        )
-        fitted = importlib.import_module(f"pipeline.classifiers.{record.method}").load(run)
-        input_size = spec.input_size
+    return _of_classifier(run, record, backbones, store) if record.stage == "sweep" else _of_network(run, record, store)
 
-        def classify(batch: np.ndarray) -> np.ndarray:
-            return fitted.predict_proba(engine.run(batch))
 
-    else:
-        model = networks.load(run)
-        image_params = images.ImageParams.model_validate(record.parameters["images"])
-        classify = inference.FrozenNetwork(model, threads=compute.threads).run
-        input_size = model.input_shape[1]
-    return Predictor(tuple(record.classes), input_size, image_params, compute.batch_size, classify)
+def _of_classifier(
+    run: Path, record: artifacts.Record, backbones: Path, store: feature_store.FeatureStore | None
+) -> Predictor:
+    meta = artifacts.read_json(run / "features.json")
+    directory = backbones / record.network
+    if artifacts.sha256_path(directory) != meta["network_sha256"]:
+        raise artifacts.ArtifactError(f"{directory} is not the network that {run} was trained with: run `dvc repro`")
+    compute = _compute(meta, threads=record.parameters["compute.threads"])
+    frozen = inference.FrozenNetwork(
+        lambda: networks.cut(networks.load(directory), meta["feature_layer"]),
+        compute=compute,
+        converted=store and store.directory_of({key: meta[key] for key in activations.IDENTITY}),
+    )
+    fitted = importlib.import_module(f"pipeline.classifiers.{record.method}").load(run)
+    image_params = images.ImageParams.model_validate(meta["images"])
+    return Predictor(tuple(record.classes), image_params, frozen, fitted.predict_proba, compute.threads)
+
+
+def _of_network(run: Path, record: artifacts.Record, store: feature_store.FeatureStore | None) -> Predictor:
+    about = artifacts.read_json(run / "frozen.json")
+    compute = _compute(about, threads=record.parameters["compute"]["threads"])
+    digests = {name: artifacts.sha256_file(run / name) for name in (networks.ARCHITECTURE, networks.WEIGHTS)}
+    split = functools.cache(lambda: training.split(networks.load(run)))
+    tail = inference.FrozenNetwork(
+        lambda: split().tail, compute=compute.in_float32(), converted=store and store.directory_of(digests)
+    )
+    image_params = images.ImageParams.model_validate(record.parameters["images"])
+    if not about["tensors"]:
+        return Predictor(tuple(record.classes), image_params, tail, lambda rows: rows, compute.threads)
+    frozen = inference.FrozenNetwork(
+        lambda: split().frozen,
+        compute=compute,
+        converted=store and store.directory_of({key: about[key] for key in activations.IDENTITY}),
+    )
+    return Predictor(tuple(record.classes), image_params, frozen, tail.run, compute.threads)
+
+
+def _compute(about: Mapping[str, Any], *, threads: int) -> inference.ComputeParams:
+    return inference.ComputeParams(
+        threads=threads, batch_size=BATCH_SIZE, engine=about["engine"], precision=about["precision"]
+    )

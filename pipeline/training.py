@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,7 +23,7 @@ from pipeline import networks
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
-from pipeline.seeds import child_seed, generator
+from pipeline.seeds import generator
 
 if TYPE_CHECKING:
     import keras
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
-# Reads training image `row` as its view number `view`, uint8 (size, size, 3).
-LoadView = Callable[[int, int], np.ndarray]
-# Reads an image without augmentation.
-LoadImage = Callable[[int], np.ndarray]
+# Returns what the rows of training images, int64 (b,), are for the trained network in an epoch: (b, ...).
+LoadTrain = Callable[[np.ndarray, int], np.ndarray]
+# Likewise of validation images, which are the same in every epoch.
+LoadValidation = Callable[[np.ndarray], np.ndarray]
 
 
 class TrainingError(BakeoffError):
@@ -70,7 +70,6 @@ class FitParams(Block):
 class HeadParams(FitParams):
     """Pooled features, dropout, dense layers, softmax on a frozen network."""
 
-    backbones: list[str]
     dropout: Share
     hidden_units: list[Positive]
 
@@ -91,26 +90,38 @@ class UnfreezeParams(Block):
 class FineTuneParams(FitParams):
     """Continue from the trained head with the end of the network unfrozen."""
 
-    backbones: list[str]
     unfreeze: UnfreezeParams
 
 
 class ScratchParams(FitParams):
     """Small networks trained from random weights."""
 
-    networks: list[str]
     input_size: Annotated[int, Field(ge=32)]
     dropout: Share
 
 
 @dataclass(frozen=True)
-class Images:
-    """What a network trains on and is watched with: labels int64 (n,), and how to read an image by its row."""
+class Examples:
+    """What a network trains on and is watched with: labels int64 (n,), and how to get its inputs by their rows."""
 
     train_labels: np.ndarray
-    train_view: LoadView
+    train: LoadTrain
     validation_labels: np.ndarray
-    validation_image: LoadImage
+    validation: LoadValidation
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network in two: ``tail(frozen(pixels))``, of which only ``tail`` holds weights that training changes.
+
+    ``frozen`` is None if nothing worth computing beforehand is frozen; then ``tail`` takes pixels. Else ``frozen`` has
+    one output for each tensor that enters the tail, called ``tensors``, and the tail takes them as rows, float32
+    (batch, width): all numbers of an image, tensor after tensor. Both share their weights with the whole network.
+    """
+
+    frozen: keras.Model | None
+    tail: keras.Model
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -128,12 +139,13 @@ class Fit:
 
 def prepare(*, threads: int, seed: int) -> None:
     """Make this process train deterministically: call once, before the first network is built."""
+    say("starting TensorFlow")
     networks.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(child_seed(seed, "training"))
+    keras.utils.set_random_seed(seed)
 
 
 def add_head(trunk: keras.Model, *, n_classes: int, dropout: float, hidden_units: list[int]) -> keras.Model:
@@ -167,15 +179,67 @@ def unfreeze(model: keras.Model, *, first_layer: str) -> tuple[int, int]:
     return len(names) - start, len(names)
 
 
-def training_graph(model: keras.Model) -> keras.Model:
-    """Return a model of the same layers and weights in which a trunk runs in inference mode whatever it is told.
+def split(model: keras.Model) -> Split:
+    """Cut a network where its frozen part ends, so that the frozen part need not be computed in training.
 
-    ``model`` is a chain of layers, one of which may be a trunk (a nested model); without one it is returned as it is.
+    ``model`` is a chain of layers, one of which may be a trunk (a nested model). Frozen is what depends on no weight
+    that trains, found in the trunk's graph: so the cut is one tensor where layers form a chain, and several where
+    branches cross it. The trunk's part of the tail runs in inference mode whatever it is told.
     """
     import keras
 
-    if not any(isinstance(layer, keras.Model) for layer in model.layers):
+    trunk = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+    if trunk is None:
+        return Split(None, model, ())
+    cut = _cut(trunk)
+    frozen = keras.Model(trunk.inputs, cut, name=f"{trunk.name}_frozen")
+    if not frozen.weights:
+        return Split(None, _chain(model, [trunk], keras.Input(model.input_shape[1:], name="pixels")), ())
+    ends = all(any(output is tensor for tensor in cut) for output in trunk.outputs)
+    rest = [] if ends else [keras.Model(cut, trunk.outputs, name=f"{trunk.name}_tail")]
+    shapes = [tuple(tensor.shape[1:]) for tensor in cut]
+    inputs = keras.Input((sum(math.prod(shape) for shape in shapes),), name="rows")
+    names = tuple(":".join(map(str, (place.operation.name, *place[1:]))) for place in (t._keras_history for t in cut))
+    return Split(frozen, _chain(model, rest, inputs, shapes), names)
+
+
+def training_graph(model: keras.Model) -> keras.Model:
+    """Return the whole network, pixels to probabilities, with its trunk in inference mode whatever it is told."""
+    import keras
+
+    trunks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    if not trunks:
         return model
+    return _chain(model, trunks, keras.Input(model.input_shape[1:], name="pixels"))
+
+
+def _cut(trunk: keras.Model) -> list[keras.KerasTensor]:
+    """Return the tensors of a graph that depend on no weight that trains and that something else needs, in order."""
+    from keras import Layer
+
+    frozen: dict[int, keras.KerasTensor] = {}
+    needed: dict[int, keras.KerasTensor] = {}
+    for depth in sorted(trunk._nodes_by_depth, reverse=True):
+        for node in trunk._nodes_by_depth[depth]:
+            trains = isinstance(node.operation, Layer) and node.operation.trainable_weights
+            if not trains and all(id(tensor) in frozen for tensor in node.input_tensors):
+                frozen |= {id(tensor): tensor for tensor in node.output_tensors}
+            else:
+                needed |= {id(tensor): tensor for tensor in node.input_tensors if id(tensor) in frozen}
+    return list((needed | {id(tensor): tensor for tensor in trunk.outputs if id(tensor) in frozen}).values())
+
+
+def _chain(
+    model: keras.Model,
+    trunk: list[keras.Model],
+    inputs: keras.KerasTensor,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+) -> keras.Model:
+    """Return ``model`` with ``trunk``, a network or none, in place of its own, in inference mode.
+
+    ``shapes``: of the tensors that the rows of ``inputs`` hold; None if ``inputs`` is what the trunk takes.
+    """
+    import keras
 
     class InferenceMode(keras.layers.Layer):
         def __init__(self, network: keras.Model):
@@ -183,45 +247,59 @@ def training_graph(model: keras.Model) -> keras.Model:
             self.network = network
 
         def call(self, inputs):  # noqa: ANN001, ANN202 - symbolic tensors; without a `training` argument on purpose
-            return self.network(inputs, training=False)
+            return self.network(inputs if shapes is None else _tensors(inputs, shapes), training=False)
 
-    inputs = keras.Input(model.input_shape[1:], name="pixels")
     outputs = inputs
+    for network in trunk:
+        outputs = InferenceMode(network)(outputs)
+    if not trunk and len(shapes[0]) > 1:
+        outputs = keras.layers.Reshape(shapes[0])(outputs)
     for layer in model.layers[1:]:
-        outputs = (InferenceMode(layer) if isinstance(layer, keras.Model) else layer)(outputs)
+        if not isinstance(layer, keras.Model):
+            outputs = layer(outputs)
     return keras.Model(inputs, outputs)
 
 
-def fit(model: keras.Model, images: Images, *, params: FitParams, seed: int, log: Log) -> Fit:
-    """Train ``model`` in place and leave it with the weights of its best epoch.
+def _tensors(rows, shapes: Sequence[tuple[int, ...]]):  # noqa: ANN001, ANN202 - symbolic tensors
+    """Return the tensors that rows (batch, width) hold one after the other."""
+    import keras
 
-    Every epoch sees every training image once, in an order and as a view drawn for that epoch from ``seed``.
-    Raises TrainingError if a frozen weight changed by a bit, or if the loss is no number.
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    pieces = keras.ops.split(rows, ends[:-1].tolist(), axis=1) if len(shapes) > 1 else [rows]
+    tensors = [keras.ops.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+def fit(graph: keras.Model, examples: Examples, *, whole: keras.Model, params: FitParams, seed: int, log: Log) -> Fit:
+    """Train ``graph`` in place and leave it with the weights of its best epoch.
+
+    ``graph`` is the part of the network ``whole`` that trains, or all of it. Every epoch sees every training image
+    once, in an order drawn for that epoch from ``seed``. Raises TrainingError if a frozen weight of ``whole`` changed
+    by a bit, or if the loss is no number.
     """
     import keras
 
-    graph = training_graph(model)
     graph.compile(
         optimizer=keras.optimizers.Adam(params.learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
-    before = frozen_digest(model)
+    before = frozen_digest(whole)
     stopping = keras.callbacks.EarlyStopping(
         monitor=params.monitor, patience=params.early_stopping.patience, restore_best_weights=True
     )
     plateau = keras.callbacks.ReduceLROnPlateau(
         monitor=params.monitor, factor=params.reduce_on_plateau.factor, patience=params.reduce_on_plateau.patience
     )
-    train = _batches(images.train_labels, images.train_view, batch_size=params.batch_size, seed=seed)
+    train = _batches(examples.train_labels, examples.train, batch_size=params.batch_size, seed=seed)
     validation = _batches(
-        images.validation_labels, lambda row, _: images.validation_image(row), batch_size=params.batch_size, seed=None
+        examples.validation_labels, lambda rows, _: examples.validation(rows), batch_size=params.batch_size, seed=None
     )
     history = graph.fit(
         train,
         validation_data=validation,
         epochs=params.epochs,
-        class_weight=class_weights(images.train_labels) if params.class_weight else None,
+        class_weight=class_weights(examples.train_labels) if params.class_weight else None,
         # The reporter comes first, so that it sees the learning rate the epoch used, not the one plateau sets next.
         callbacks=[_reporter(params.epochs, log), keras.callbacks.TerminateOnNaN(), stopping, plateau],
         shuffle=False,  # the batches are drawn in their order already
@@ -229,7 +307,7 @@ def fit(model: keras.Model, images: Images, *, params: FitParams, seed: int, log
     ).history
     if not all(math.isfinite(value) for values in history.values() for value in values):
         raise TrainingError(f"The loss stopped being a number. Lower learning_rate = {params.learning_rate}")
-    if frozen_digest(model) != before:
+    if frozen_digest(whole) != before:
         raise TrainingError("A frozen weight changed during training")
     values = {name: [float(value) for value in values] for name, values in history.items()}
     return Fit(history=values, best_epoch=int(stopping.best_epoch))
@@ -264,8 +342,8 @@ def _fixed_weights(layer: keras.Layer) -> list[keras.Variable]:
     return [] if layer.trainable else layer.weights
 
 
-def _batches(labels: np.ndarray, view: LoadView, *, batch_size: int, seed: int | None) -> tf.data.Dataset:
-    """Return batches of (float32 pixels, labels): shuffled anew for every epoch by ``seed``, or in order if None.
+def _batches(labels: np.ndarray, load: LoadTrain, *, batch_size: int, seed: int | None) -> tf.data.Dataset:
+    """Return batches of (float32 inputs, labels): shuffled anew for every epoch by ``seed``, or in order if None.
 
     Not a `keras.utils.PyDataset`: it learns of an epoch's end while batches of that epoch are still being read.
     """
@@ -278,9 +356,9 @@ def _batches(labels: np.ndarray, view: LoadView, *, batch_size: int, seed: int |
         order = np.arange(len(labels)) if seed is None else generator(seed, "order", number).permutation(len(labels))
         for start in range(0, len(labels), batch_size):
             rows = order[start : start + batch_size]
-            yield np.stack([view(int(row), number) for row in rows]).astype(np.float32), labels[rows]
+            yield load(rows, number).astype(np.float32, copy=False), labels[rows]
 
-    shape = view(0, 0).shape
+    shape = load(np.zeros(1, dtype=np.int64), 0).shape[1:]
     signature = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int64))
     batches = tf.data.Dataset.from_generator(epoch, output_signature=signature)
     count = math.ceil(len(labels) / batch_size)

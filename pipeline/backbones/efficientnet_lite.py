@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, networks
 from pipeline.backbones import torch_file
 from pipeline.backbones.weights import PackageFile, WeightsError, draw
 from pipeline.networks import BlockSpec, NetworkSpec
@@ -28,6 +28,7 @@ STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 BATCH_NORM_EPSILON = 1e-3
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
+FEATURE_LAYER = "avg_pool"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def build(variant: Variant, *, weights: str, seed: int) -> tuple[keras.Model, Ne
         origin = {"source": "file"}
     if weights != "random":
         origin |= {"file": path.name, "sha256": artifacts.sha256_file(path)}
-    return model, _spec(variant, origin)
+    return model, _spec(variant, origin, networks.cost_of(networks.cut(model, FEATURE_LAYER)))
 
 
 def blocks(variant: Variant) -> list[Bottleneck]:
@@ -155,7 +156,7 @@ def _architecture(variant: Variant) -> keras.Model:
     for block in blocks(variant):
         x = _bottleneck(x, block)
     x = _convolution(x, "top", filters=HEAD_FILTERS)
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(x)
     outputs = keras.layers.Dense(CLASSES, activation="softmax", name="predictions")(x)
     return keras.Model(inputs, outputs, name=variant.name)
 
@@ -187,16 +188,16 @@ def _convolution(
     return keras.layers.ReLU(6.0, name=f"{name}_activation")(x) if activation else x
 
 
-def _spec(variant: Variant, origin: dict[str, str]) -> NetworkSpec:
+def _spec(variant: Variant, origin: dict[str, str], cost: networks.Cost) -> NetworkSpec:
     return NetworkSpec(
         name=variant.name,
         input_size=variant.input_size,
-        feature_layer="avg_pool",
+        feature_layer=FEATURE_LAYER,
         feature_width=HEAD_FILTERS,
-        map_layer="top_activation",
         prediction_layer="predictions",
         blocks=[BlockSpec(name=block.name, first_layer=block.first_layer) for block in blocks(variant)],
         weights=origin,
+        cost=cost,
     )
 
 

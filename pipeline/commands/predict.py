@@ -39,9 +39,9 @@ def main(arguments: argparse.Namespace) -> int:
     if not (directory / "record.json").is_file():
         found = ', '.join(_runs()) or 'none yet; `make repro` makes them'
         raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
-    from pipeline import images, predictor
+    from pipeline import feature_store, images, predictor
 
-    model = predictor.load(directory)
+    model = predictor.load(directory, store=feature_store.from_environment())
     rows, failed = [], []
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     for chunk in progress(chunks, total=len(chunks), label=f"{run}: {len(files)} images", unit="chunks"):

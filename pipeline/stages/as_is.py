@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline import artifacts, imagenet, images, inference, networks
+from pipeline import activations, artifacts, imagenet, images, inference, networks
 from pipeline.params import Block, Params
-from pipeline.progress import Log, progress, say
+from pipeline.progress import Log, say
 
 READS = ("as_is", "images", "compute")
 INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "data/backbones/{backbone}")
@@ -31,9 +31,9 @@ class AsIsParams(Block):
 def main(params: Params, *, backbone: str, log: Log) -> None:
     k = params.block("as_is", AsIsParams).top
     part = artifacts.read_part("validation")
-    source = artifacts.BACKBONES / backbone
-    spec = networks.read_spec(source)
-    probabilities = _probabilities(part, source, spec, params)
+    spec = networks.read_spec(artifacts.BACKBONES / backbone)
+    say(f"preparing {backbone}")
+    probabilities = _probabilities(part, backbone, spec, params)
     top, names = imagenet.top_classes(probabilities, k=k), imagenet.class_names()
     with artifacts.whole_directory(artifacts.RESULTS / "as_is" / backbone) as directory:
         _write_predictions(directory / "predictions.csv", part, probabilities, top, names)
@@ -43,20 +43,17 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     say(f"look at {artifacts.RESULTS / 'as_is' / backbone / 'sheet.png'}")
 
 
-def _probabilities(part: artifacts.Part, source: Path, spec: networks.NetworkSpec, params: Params) -> np.ndarray:
+def _probabilities(part: artifacts.Part, backbone: str, spec: networks.NetworkSpec, params: Params) -> np.ndarray:
     """Return ImageNet probabilities of one part, float32 (n_images, 1000), in manifest order."""
-    compute = params.block("compute", inference.ComputeParams)
-    engine = inference.FrozenNetwork(
-        networks.cut(networks.load(source), spec.prediction_layer), threads=compute.threads
-    )
-    batches = images.batches(
-        part.files,
-        size=spec.input_size,
-        params=params.block("images", images.ImageParams),
-        batch_size=compute.batch_size,
-    )
-    rows = inference.rows(engine, batches, names=part.paths)
-    return np.stack(list(progress(rows, total=len(part), label="ImageNet classes", unit="images")))
+    frozen = activations.FrozenPart.up_to(spec.prediction_layer, backbone=backbone)
+    views = activations.originals(part)
+    with activations.Activations(
+        frozen,
+        compute=params.block("compute", inference.ComputeParams),
+        image_params=params.block("images", images.ImageParams),
+    ) as rows:
+        rows.keep(views, label="ImageNet classes")
+        return rows.rows(views)
 
 
 def _write_predictions(

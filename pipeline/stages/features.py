@@ -1,12 +1,13 @@
-"""Compute the pooled features of every image with the frozen network, batch by batch into memory maps."""
+"""Compute the pooled features of every image with the frozen network, batch by batch; images seen before are read."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
-from pipeline import artifacts, images, inference, networks
+from pipeline import activations, artifacts, images, inference, networks
 from pipeline.params import Params
-from pipeline.progress import Log, progress, say
+from pipeline.progress import Log, say
 
 READS = ("images", "compute")
 INPUTS = (
@@ -20,34 +21,26 @@ OUTPUTS = ("data/features/{backbone}",)
 def main(params: Params, *, backbone: str, log: Log) -> None:
     compute = params.block("compute", inference.ComputeParams)
     image_params = params.block("images", images.ImageParams)
-    source = artifacts.BACKBONES / backbone
-    spec = networks.read_spec(source)
+    spec = networks.read_spec(artifacts.BACKBONES / backbone)
     say(f"preparing {backbone} for {compute.threads} threads")
-    trunk = networks.cut(networks.load(source), spec.feature_layer)
-    engine = inference.FrozenNetwork(trunk, threads=compute.threads)
-    with artifacts.whole_directory(artifacts.FEATURES / backbone) as directory:
+    frozen = activations.FrozenPart.up_to(spec.feature_layer, backbone=backbone)
+    with (
+        activations.Activations(frozen, compute=compute, image_params=image_params) as rows,
+        artifacts.whole_directory(artifacts.FEATURES / backbone) as directory,
+    ):
+        say(f"{rows.identity['engine']}, {compute.precision}")
         for name in artifacts.PARTS:
-            part = artifacts.read_part(name)
-            batches = images.batches(
-                part.files, size=spec.input_size, params=image_params, batch_size=compute.batch_size
-            )
-            features = artifacts.open_features(directory, name, shape=(len(part), spec.feature_width))
-            started = time.monotonic()
-            rows = inference.rows(engine, batches, names=part.paths)
-            for row, values in enumerate(progress(rows, total=len(part), label=f"features of {name}", unit="images")):
-                features[row] = values
-            features.flush()
-            seconds = time.monotonic() - started
-            say(f"{name}: {len(part)} images, {spec.feature_width} features each, {len(part) / seconds:.0f} images/s")
-        meta = {
-            "network": backbone,
-            "network_sha256": artifacts.sha256_path(source),
-            "feature_layer": spec.feature_layer,
-            "width": spec.feature_width,
-            "input_size": spec.input_size,
-            "images": image_params.model_dump(),
-            "parameters": networks.count_parameters(trunk),
-            "multiply_adds": networks.multiply_adds(trunk),
-            "network_bytes": networks.stored_bytes(trunk),
-        }
+            _write(artifacts.read_part(name), rows, directory)
+        meta = rows.identity | {"network": backbone, "feature_layer": spec.feature_layer, "width": rows.width,
+                                "cost": spec.cost.model_dump()}  # fmt: skip
         artifacts.write_json(directory / "meta.json", meta)
+
+
+def _write(part: artifacts.Part, rows: activations.Activations, directory: Path) -> None:
+    views = activations.originals(part)
+    started = time.monotonic()
+    computed = rows.keep(views, label=f"features of {part.name}")
+    artifacts.write_features(directory, part.name, rows.stream(views), shape=(len(part), rows.width))
+    rate = f"{len(part) / (time.monotonic() - started):.0f} images/s"
+    kept = "" if computed in (None, len(part)) else f" ({len(part) - computed} were known)"
+    say(f"{part.name}: {len(part)} images{kept}, {rows.width} features each, {rate}")

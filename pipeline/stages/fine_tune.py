@@ -6,14 +6,14 @@ from pipeline import artifacts, network_runs, networks, training
 from pipeline.params import Params
 from pipeline.progress import Log, say
 
-READS = (*network_runs.READS, "fine_tune")
+READS = (*network_runs.READS, *(f"fine_tune.{key}" for key in training.FineTuneParams.model_fields))
 INPUTS = (*network_runs.INPUTS, "data/backbones/{backbone}", "results/runs/{backbone}-head")
 OUTPUTS = ("results/runs/{backbone}-fine_tune",)
 
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
     fine_tune = params.block("fine_tune", training.FineTuneParams)
-    training.prepare(threads=params.value("compute.threads"), seed=params.value("seed"))
+    network_runs.prepare("fine_tune", params)
     spec = networks.read_spec(artifacts.BACKBONES / backbone)
     head = artifacts.RUNS / f"{backbone}-head"
     model = networks.load(head)
@@ -24,6 +24,7 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
         model,
         stage="fine_tune",
         network=backbone,
+        block=fine_tune,
         params=params,
         inputs=[str(artifacts.MANIFEST), str(artifacts.BACKBONES / backbone), str(head)],
         log=log,

@@ -1,4 +1,4 @@
-"""Train a new head on the frozen network, end to end on augmented images."""
+"""Train a new head on the frozen network, from augmented images."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pipeline import artifacts, network_runs, networks, training
 from pipeline.params import Params
 from pipeline.progress import Log
 
-READS = (*network_runs.READS, "head")
+READS = (*network_runs.READS, *(f"head.{key}" for key in training.HeadParams.model_fields))
 INPUTS = (*network_runs.INPUTS, "data/backbones/{backbone}")
 OUTPUTS = ("results/runs/{backbone}-head",)
 
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
     head = params.block("head", training.HeadParams)
-    training.prepare(threads=params.value("compute.threads"), seed=params.value("seed"))
+    network_runs.prepare("head", params)
     directory = artifacts.BACKBONES / backbone
     trunk = networks.cut(networks.load(directory), networks.read_spec(directory).feature_layer)
     model = training.add_head(
@@ -26,6 +26,7 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
         model,
         stage="head",
         network=backbone,
+        block=head,
         params=params,
         inputs=[str(artifacts.MANIFEST), str(directory)],
         log=log,

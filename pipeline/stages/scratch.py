@@ -6,19 +6,25 @@ from pipeline import artifacts, convnets, network_runs, training
 from pipeline.params import Params
 from pipeline.progress import Log
 
-READS = (*network_runs.READS, "scratch")
+READS = (*network_runs.READS, *(f"scratch.{key}" for key in training.ScratchParams.model_fields))
 INPUTS = network_runs.INPUTS
 OUTPUTS = ("results/runs/{network}-scratch",)
 
 
 def main(params: Params, *, network: str, log: Log) -> None:
     scratch = params.block("scratch", training.ScratchParams)
-    training.prepare(threads=params.value("compute.threads"), seed=params.value("seed"))
+    network_runs.prepare("scratch", params)
     model = convnets.CONVNETS[network](
         input_size=scratch.input_size,
         n_classes=len(artifacts.read_part("train").classes),
         dropout=scratch.dropout,
     )
     network_runs.train(
-        model, stage="scratch", network=network, params=params, inputs=[str(artifacts.MANIFEST)], log=log
+        model,
+        stage="scratch",
+        network=network,
+        block=scratch,
+        params=params,
+        inputs=[str(artifacts.MANIFEST)],
+        log=log,
     )

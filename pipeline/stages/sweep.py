@@ -19,7 +19,7 @@ from pipeline.classifiers import family, search
 from pipeline.params import Params
 from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
 
-READS = ("seed", "compute", "selection", "classifiers.{classifier}")
+READS = ("seed", "compute.threads", "selection", "classifiers.{classifier}")
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
 OUTPUTS = ("results/runs/{backbone}-{classifier}",)
 
@@ -61,7 +61,7 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
             inputs=inputs,
             candidates=candidates,
             selected=selected,
-            cost=_cost(model, model_files, artifacts.read_json(features / "meta.json")),
+            cost=_cost(model, model_files, artifacts.read_json(features / "meta.json")["cost"]),
         )
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(directory / "predictions.npz", predictions)
@@ -155,7 +155,7 @@ def _cost(model: family.Model, files: Path, network: Mapping[str, int]) -> artif
     return artifacts.Cost(
         trainable_parameters=parameters,
         total_parameters=network["parameters"] + parameters,
-        model_bytes=network["network_bytes"] + sum(file.stat().st_size for file in files.iterdir()),
+        model_bytes=network["bytes"] + sum(file.stat().st_size for file in files.iterdir()),
         multiply_adds=network["multiply_adds"] + multiply_adds,
     )
 

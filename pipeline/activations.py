@@ -1,0 +1,210 @@
+"""What a frozen network makes of images and of their augmented views: computed in the engine, once, and kept.
+
+Where the feature store has no room, the same rows are computed whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import artifacts, feature_store, images, inference, networks, provenance
+from pipeline.errors import BakeoffError
+from pipeline.progress import progress, say
+
+# Rows recomputed on every use of kept ones: enough to see another CPU or library, too few to take time.
+CANARIES = 4
+# Rows held in memory at once when many are read.
+CHUNK_BYTES = 64 * 2**20
+
+
+# What identifies the rows of a frozen part, besides the image.
+IDENTITY = ("network_sha256", "tensors", "input_size", "images", "engine", "precision")
+
+
+class DriftError(BakeoffError):
+    """This machine no longer computes what the feature store holds."""
+
+
+class View(NamedTuple):
+    """An image by its file and content, and which of its augmented views; ``number`` None: the image as it is."""
+
+    file: Path
+    sha256: str
+    number: int | None
+
+
+def originals(part: artifacts.Part) -> list[View]:
+    """Return the images of one part as they are, in manifest order."""
+    return [View(file, sha256, None) for file, sha256 in zip(part.files, part.sha256, strict=True)]
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """A network, or its beginning, whose weights stay as they are.
+
+    ``build``: returns it as a Keras model, pixels to ``tensors``. ``sha256``: of the stored network it is cut from.
+    ``tensors``: its outputs, ``layer:node:output``, which together with ``sha256`` name what is computed.
+    """
+
+    build: inference.Build
+    sha256: str
+    tensors: tuple[str, ...]
+    input_size: int
+
+    @classmethod
+    def up_to(cls, layer: str, *, backbone: str) -> FrozenPart:
+        """Return a stored backbone up to the output of one layer."""
+        directory = artifacts.BACKBONES / backbone
+        return cls(
+            build=lambda: networks.cut(networks.load(directory), layer),
+            sha256=artifacts.sha256_path(directory),
+            tensors=(f"{layer}:0:0",),
+            input_size=networks.read_spec(directory).input_size,
+        )
+
+    def identity(self, *, compute: inference.ComputeParams, image_params: images.ImageParams) -> dict[str, Any]:
+        """Return everything that a row depends on besides the image and how it was augmented."""
+        return {
+            "network_sha256": self.sha256,
+            "tensors": list(self.tensors),
+            "input_size": self.input_size,
+            "images": image_params.model_dump(),
+            "engine": inference.chosen_engine(compute.engine),
+            "precision": compute.precision,
+        }
+
+
+class Activations:
+    """Rows of a frozen part, float32 (width,), by view. Use as a context manager; leaving it writes what waits.
+
+    ``augmentation`` and ``seed`` draw the views that have a number.
+    """
+
+    def __init__(
+        self,
+        part: FrozenPart,
+        *,
+        compute: inference.ComputeParams,
+        image_params: images.ImageParams,
+        augmentation: images.AugmentationParams | None = None,
+        seed: int = 0,
+    ):
+        self._size = part.input_size
+        self._compute = compute
+        self._image_params = image_params
+        self._augmentation = augmentation
+        self._seed = seed
+        store = feature_store.from_environment()
+        self.identity = part.identity(compute=compute, image_params=image_params)
+        self._network = inference.FrozenNetwork(part.build, compute=compute, converted=store.directory_of(self.identity))
+        self.width = self._network.width
+        self._store = store
+        self._space = store.space(self.identity, width=self.width)
+        drawn = augmentation.model_dump(exclude={"views"}) if augmentation else None
+        self._drawn = provenance.digest([seed, drawn])
+
+    def __enter__(self) -> Activations:
+        self._space.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._space.__exit__(*exception)
+
+    def keep(self, views: Sequence[View], *, label: str) -> int | None:
+        """Compute the rows that are not kept yet, showing progress; return how many, or None if there is no room.
+
+        Raises DriftError if a few of those that are kept come out differently now, images.ImageError and
+        inference.InferenceError.
+        """
+        keys = {self._key(view): view for view in views}
+        missing = [view for key, view in keys.items() if key not in self._space]
+        self._check_canaries([view for key, view in keys.items() if key in self._space])
+        if not missing:
+            return 0
+        if not self._space.has_room_for(len(missing)):
+            say(
+                f"{label}: {len(missing) * 4 * self.width / 1e9:.1f} GB do not fit into the feature store's "
+                f"{self._store.budget / 1e9:g} GB (BAKEOFF_FEATURE_STORE_GB), so they are computed whenever needed"
+            )
+            return None
+        for _ in progress(self._kept_rows_of(missing), total=len(missing), label=label, unit="images"):
+            pass
+        self._space.flush()
+        return len(missing)
+
+    def rows(self, views: Sequence[View]) -> np.ndarray:
+        """Return the rows of views, float32 (n, width): those that are kept, the others computed."""
+        rows, found = self._space.read([self._key(view) for view in views])
+        if not found.all():
+            lost = np.flatnonzero(~found)
+            rows[lost] = np.concatenate(list(self._rows_of([views[position] for position in lost])))
+        return rows
+
+    def stream(self, views: Sequence[View]) -> Iterator[np.ndarray]:
+        """Yield `rows` of all views, in order, as many at a time as fit into a little memory."""
+        step = max(1, CHUNK_BYTES // (4 * self.width))
+        for start in range(0, len(views), step):
+            yield self.rows(views[start : start + step])
+
+    def _kept_rows_of(self, views: Sequence[View]) -> Iterator[np.ndarray]:
+        done = 0
+        for rows in self._rows_of(views):
+            self._space.add([self._key(view) for view in views[done : done + len(rows)]], rows)
+            done += len(rows)
+            yield from rows
+
+    def _rows_of(self, views: Sequence[View]) -> Iterator[np.ndarray]:
+        """Compute rows in order, a batch at a time. An image is decoded once for all of its views in a row."""
+        size = self._compute.batch_size
+        groups = [
+            chunk for _, group in itertools.groupby(views, key=lambda view: view.file) for chunk in _chunks(group, size)
+        ]
+        images_a_batch = max(1, size // max(map(len, groups)))
+        batches = images.batches(groups, self._pixels, batch_size=images_a_batch, threads=self._compute.threads)
+        yield from inference.finite(self._network.map(batches), names=[str(view.file) for view in views])
+
+    def _pixels(self, views: Sequence[View]) -> np.ndarray:
+        """Return views of one image, uint8 (n, size, size, 3)."""
+        image = images.load(views[0].file, size=self._size, params=self._image_params)
+        return np.stack([self._drawn_from(image, view) for view in views])
+
+    def _drawn_from(self, image: np.ndarray, view: View) -> np.ndarray:
+        if view.number is None:
+            return image
+        return images.augment(
+            image, seed=self._seed, sha256=view.sha256, view=view.number, params=self._augmentation
+        )
+
+    def _key(self, view: View) -> bytes:
+        drawn = () if view.number is None else (self._drawn, view.number)
+        return feature_store.key(view.sha256, *drawn)
+
+    def _check_canaries(self, kept: Sequence[View]) -> None:
+        chosen = [kept[position] for position in np.linspace(0, len(kept) - 1, num=min(CANARIES, len(kept)), dtype=int)]
+        if not chosen:
+            return
+        rows, found = self._space.read([self._key(view) for view in chosen])
+        again = np.concatenate(list(self._rows_of(chosen)))
+        differences = np.abs(rows - again).max(axis=1) * found
+        if not (rows[found] == again[found]).all():
+            then, now = self._store.environment_of(self.identity), provenance.environment()
+            changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in {**then, **now}
+                       if then.get(name) != now.get(name)]  # fmt: skip
+            raise DriftError(
+                f"The feature store holds other values than this machine computes now: {chosen[differences.argmax()].file} "
+                f"differs by up to {differences.max():.2g} ({self._space.directory}).\n"
+                f"Changed since they were computed: {', '.join(changed) or 'nothing that is recorded'}.\n"
+                "Mixing the two would make results depend on what was computed when. Delete the store with "
+                "`make clean-features`, or name another one with BAKEOFF_FEATURE_STORE"
+            )
+
+
+def _chunks(views: Iterator[View], size: int) -> Iterator[list[View]]:
+    while chunk := list(itertools.islice(views, size)):
+        yield chunk
