@@ -192,11 +192,11 @@ def split(model: keras.Model) -> Split:
     if trunk is None:
         return Split(None, model, ())
     cut = _cut(trunk)
-    frozen = keras.Model(trunk.inputs, cut, name=f"{trunk.name}_frozen")
+    frozen = keras.Model(trunk.input, cut[0] if len(cut) == 1 else cut, name=f"{trunk.name}_frozen")
     if not frozen.weights:
         return Split(None, _chain(model, [trunk], keras.Input(model.input_shape[1:], name="pixels")), ())
     ends = all(any(output is tensor for tensor in cut) for output in trunk.outputs)
-    rest = [] if ends else [keras.Model(cut, trunk.outputs, name=f"{trunk.name}_tail")]
+    rest = [] if ends else [keras.Model(cut[0] if len(cut) == 1 else cut, trunk.output, name=f"{trunk.name}_tail")]
     shapes = [tuple(tensor.shape[1:]) for tensor in cut]
     inputs = keras.Input((sum(math.prod(shape) for shape in shapes),), name="rows")
     names = tuple(":".join(map(str, (place.operation.name, *place[1:]))) for place in (t._keras_history for t in cut))

@@ -92,12 +92,15 @@ def test_missing_files_say_what_to_run(tmp_path):
 
 def test_features_are_checked_against_the_manifest(tmp_path):
     part = artifacts.read_part("train", manifest(tmp_path / "m.csv", ROWS))
-    array = artifacts.open_features(tmp_path, "train", shape=(2, 3))
-    array[:] = 1
-    array.flush()
+    array = np.ones((2, 3), dtype=np.float32)
+    artifacts.write_features(tmp_path, "train", [array[:1], array[1:]], shape=(2, 3))
     assert artifacts.read_features(tmp_path, part).tolist() == [[1, 1, 1], [1, 1, 1]]
+    np.save(tmp_path / "saved.npy", array)
+    assert (tmp_path / "train.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
+    with pytest.raises(ArtifactError, match="must have 3 rows, received 2"):
+        artifacts.write_features(tmp_path, "train", [array], shape=(3, 3))
     array[1, 2] = np.inf
-    array.flush()
+    artifacts.write_features(tmp_path, "train", [array], shape=(2, 3))
     with pytest.raises(ArtifactError, match="not finite, first in row 1: train/a/1.png"):
         artifacts.read_features(tmp_path, part)
     np.save(tmp_path / "train.npy", np.ones((3, 3), dtype=np.float32))

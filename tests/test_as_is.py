@@ -18,7 +18,7 @@ VALUES = {
     "backbone": {"weights": "imagenet"},
     "as_is": {"top": 3},
     "images": {"square": "crop", "interpolation": "bicubic"},
-    "compute": {"threads": 2, "batch_size": 4},
+    "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
 }
 
 

@@ -83,7 +83,7 @@ def test_the_spec_describes_the_network(name):
     assert (spec.name, model.name) == (name, name)
     assert model.input_shape == (None, size, size, 3)
     assert model.get_layer(spec.feature_layer).output.shape == (None, spec.feature_width)
-    assert len(model.get_layer(spec.map_layer).output.shape) == 4
+    assert spec.cost == networks.cost_of(networks.cut(model, spec.feature_layer))
     assert model.get_layer(spec.prediction_layer).output is model.output
     order = [layer.name for layer in model.layers]
     starts = [order.index(block.first_layer) for block in spec.blocks]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,15 +47,17 @@ def project(tmp_path, monkeypatch, network):
     directory = artifacts.BACKBONES / "tiny"
     networks.save(network, directory)
     spec = NetworkSpec(
-        name="tiny", input_size=8, feature_layer="avg_pool", feature_width=6, map_layer="preprocess",
+        name="tiny", input_size=8, feature_layer="avg_pool", feature_width=6,
         prediction_layer="predictions", blocks=[BlockSpec(name="all", first_layer="preprocess")], weights={},
+        cost=networks.cost_of(networks.cut(network, "avg_pool")),
     )  # fmt: skip
     networks.write_spec(spec, directory)
     return tmp_path
 
 
 def run(*, batch_size: int = 3) -> None:
-    values = {"images": IMAGES, "compute": {"threads": 1, "batch_size": batch_size}}
+    compute = {"threads": 1, "batch_size": batch_size, "engine": "openvino", "precision": "float32"}
+    values = {"images": IMAGES, "compute": compute}
     features.main(params.Params(values, features.READS), backbone="tiny", log=NoLog())
 
 
@@ -69,6 +74,7 @@ def test_features_of_every_part_stand_in_manifest_order(project):
 def test_the_bytes_do_not_depend_on_the_batch_size(project):
     digests = set()
     for batch_size in (1, 3, 100):
+        shutil.rmtree(".cache", ignore_errors=True)
         run(batch_size=batch_size)
         digests.add(artifacts.sha256_path(artifacts.FEATURES / "tiny"))
     assert len(digests) == 1
@@ -77,18 +83,53 @@ def test_the_bytes_do_not_depend_on_the_batch_size(project):
 def test_what_the_features_were_made_with_is_kept_beside_them(project, network):
     run()
     meta = artifacts.read_json(artifacts.FEATURES / "tiny" / "meta.json")
-    trunk = networks.cut(network, "avg_pool")
     assert meta == {
         "network": "tiny",
         "network_sha256": artifacts.sha256_path(artifacts.BACKBONES / "tiny"),
         "feature_layer": "avg_pool",
+        "tensors": ["avg_pool:0:0"],
         "width": 6,
         "input_size": 8,
         "images": IMAGES,
-        "parameters": 0,
-        "multiply_adds": 0,
-        "network_bytes": networks.stored_bytes(trunk),
+        "engine": "openvino",
+        "precision": "float32",
+        "cost": networks.cost_of(networks.cut(network, "avg_pool")).model_dump(),
     }
+
+
+def test_images_that_were_seen_before_are_not_computed_again(project, capsys, monkeypatch):
+    run()
+    before = artifacts.sha256_path(artifacts.FEATURES / "tiny")
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    file = artifacts.SPLIT / "train" / "cat" / "new.png"
+    Image.fromarray(np.full((9, 9, 3), 77, np.uint8)).save(file)
+    new = {"path": "train/cat/new.png", "label": "cat", "split": "train", "group": "", "stratum": "",
+           "sha256": artifacts.sha256_file(file)}  # fmt: skip
+    computed = []
+    original = inference.FrozenNetwork.map
+    monkeypatch.setattr(
+        inference.FrozenNetwork, "map", lambda self, batches: original(self, (computed.append(len(b)) or b for b in batches))
+    )
+    monkeypatch.setattr(networks, "load", lambda directory: pytest.fail("TensorFlow is not needed"))
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, [*rows, new])
+    capsys.readouterr()
+    run()
+    assert "train: 5 images (4 were known), 6 features each, " in capsys.readouterr().out
+    # Besides the new image only the canaries of each part: four, two and one.
+    assert sum(computed) == 1 + 4 + 2 + 1
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    run()
+    assert artifacts.sha256_path(artifacts.FEATURES / "tiny") == before
+
+
+def test_features_are_the_same_without_a_store(project, monkeypatch):
+    run()
+    kept = artifacts.sha256_path(artifacts.FEATURES / "tiny")
+    monkeypatch.setenv("BAKEOFF_FEATURE_STORE_GB", "0")
+    shutil.rmtree(".cache")
+    run()
+    assert artifacts.sha256_path(artifacts.FEATURES / "tiny") == kept
+    assert not list(Path(".cache").rglob("*.rows"))
 
 
 def test_an_image_that_cannot_be_read_leaves_no_features(project):
@@ -101,8 +142,11 @@ def test_an_image_that_cannot_be_read_leaves_no_features(project):
 
 
 def test_a_feature_that_is_not_finite_stops_the_stage(project, monkeypatch):
-    monkeypatch.setattr(inference.FrozenNetwork, "run", lambda self, batch: np.full((len(batch), 6), np.nan, "float32"))
-    with pytest.raises(inference.InferenceError, match=r"^train/dog/9\.png: .*not finite"):
+    nan = np.float32(np.nan)
+    monkeypatch.setattr(
+        inference.FrozenNetwork, "map", lambda self, batches: (np.full((len(batch), 6), nan) for batch in batches)
+    )
+    with pytest.raises(inference.InferenceError, match=r"train/dog/9\.png: .*not finite"):
         run()
     assert not (artifacts.FEATURES / "tiny").exists()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -13,10 +15,20 @@ from pipeline.images import AugmentationParams, ImageParams
 
 CROP = ImageParams(square="crop", interpolation="bilinear")
 EVERYTHING = AugmentationParams(
-    horizontal_flip=True, vertical_flip=True, quarter_turns=True, brightness=0.2, contrast=0.2
+    views=None,
+    horizontal_flip=True,
+    vertical_flip=True,
+    quarter_turns=True,
+    brightness=0.2,
+    contrast=0.2,
 )
 NOTHING = AugmentationParams(
-    horizontal_flip=False, vertical_flip=False, quarter_turns=False, brightness=0.0, contrast=0.0
+    views=None,
+    horizontal_flip=False,
+    vertical_flip=False,
+    quarter_turns=False,
+    brightness=0.0,
+    contrast=0.0,
 )
 
 
@@ -24,6 +36,10 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def read_one(source: bytes) -> np.ndarray:
+    return images.load(source, size=8, params=CROP)[np.newaxis]
 
 
 def pattern(height: int = 40, width: int = 60) -> Image.Image:
@@ -88,13 +104,45 @@ def test_inspection_of_a_sound_file_has_no_problem(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
 def test_batches_hold_every_image_once_in_order(batch_size):
     files = [encoded(Image.new("RGB", (8, 8), (number, 0, 0))) for number in range(7)]
-    found = list(images.batches(files, size=8, params=CROP, batch_size=batch_size))
-    assert all(len(batch) <= batch_size for batch in found)
+    found = list(images.batches(files, read_one, batch_size=batch_size, threads=2))
+    assert [len(batch) for batch in found[:-1]] == [batch_size] * (len(found) - 1)
     assert np.concatenate(found)[:, 0, 0, 0].tolist() == list(range(7))
 
 
 def test_no_images_make_no_batches():
-    assert list(images.batches([], size=8, params=CROP, batch_size=4)) == []
+    assert list(images.batches([], read_one, batch_size=4, threads=2)) == []
+
+
+def test_an_item_of_several_views_stays_in_one_batch():
+    counted = list(images.batches(range(4), lambda n: np.full((n, 1), n), batch_size=3, threads=2))
+    assert [batch[:, 0].tolist() for batch in counted] == [[1, 2, 2], [3, 3, 3]]
+
+
+def test_images_are_read_two_batches_ahead_and_no_further():
+    read = []
+    batches = images.batches(range(100), lambda n: read.append(n) or np.zeros((1, 1)), batch_size=4, threads=1)
+    next(batches)
+    time.sleep(0.2)  # the reading thread has nothing left to do long before
+    assert len(read) == 12
+    batches.close()
+
+
+def test_a_grey_image_is_resized_like_its_three_equal_channels():
+    grey = pattern(37, 23).convert("L")
+    params = images.ImageParams(square="crop", interpolation="bicubic")
+    expected = images.load(encoded(grey.convert("RGB")), size=16, params=params)
+    np.testing.assert_array_equal(images.load(encoded(grey), size=16, params=params), expected)
+
+
+@pytest.mark.parametrize("error", [struct.error, IndexError, TypeError, EOFError, KeyError])
+def test_whatever_pillow_raises_for_a_damaged_file_is_an_image_error(monkeypatch, tmp_path, error):
+    file = tmp_path / "damaged.png"
+    file.write_bytes(encoded(pattern(8, 8)))
+    monkeypatch.setattr(Image.Image, "load", lambda self: (_ for _ in ()).throw(error("broken")))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: (_ for _ in ()).throw(error("broken")))
+    with pytest.raises(images.ImageError, match=r"damaged\.png: cannot be read whole"):
+        images.load(file, size=8, params=CROP)
+    assert "cannot be read whole" in images.inspect(file).problem
 
 
 def test_a_view_is_a_pure_function_of_image_seed_and_number():

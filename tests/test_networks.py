@@ -17,10 +17,10 @@ SPEC = NetworkSpec(
     input_size=8,
     feature_layer="avg_pool",
     feature_width=4,
-    map_layer="conv",
     prediction_layer="predictions",
     blocks=[BlockSpec(name="block1", first_layer="conv")],
     weights={"source": "random", "seed": "0"},
+    cost=networks.Cost(parameters=1, bytes=2, multiply_adds=3),
 )
 
 SAVE_TINY = """
@@ -95,7 +95,7 @@ def test_a_loaded_network_computes_the_same_and_saves_the_same_bytes(keras, tmp_
     np.testing.assert_array_equal(loaded(pixels), model(pixels))
     networks.save(loaded, tmp_path / "b")
     assert artifacts.sha256_path(tmp_path / "a") == artifacts.sha256_path(tmp_path / "b")
-    assert networks.stored_bytes(model) == sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
+    assert networks.cost_of(model).bytes == sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
 
 
 def test_training_state_is_not_stored(keras, tmp_path):
@@ -140,7 +140,7 @@ def test_multiply_adds_are_those_counted_by_hand(keras):
     total = 0
     for layer, counted in COUNTED.items():
         total += counted
-        assert networks.multiply_adds(model, upto=layer) == total
+        assert networks.multiply_adds(networks.cut(model, layer)) == total
 
 
 def test_a_nested_network_counts_like_its_layers(keras):

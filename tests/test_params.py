@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from pipeline import artifacts, networks, params, schema
+from pipeline import artifacts, networks, params, schema, training
 from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
 
@@ -72,12 +72,26 @@ def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values
     values["selection"]["positive_class"] = "dog"
     schema.check_against_results(values)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, map_layer="b",
-        prediction_layer="c", blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, prediction_layer="c",
+        blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+        cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, artifacts.BACKBONES / "efficientnet_lite0")
     with pytest.raises(ParamsError, match="last_blocks must be at most 3, the blocks of efficientnet_lite0, received 5"):
         schema.check_against_results(values)
+    # An older version's spec is no reason to refuse the run that writes it anew.
+    (artifacts.BACKBONES / "efficientnet_lite0" / networks.SPEC).write_text("{}", encoding="utf-8")
+    schema.check_against_results(values)
+
+
+def test_a_stage_may_declare_all_of_a_block_or_the_keys_it_reads(values):
+    keys = [f"head.{name}" for name in training.HeadParams.model_fields]
+    alone = params.Params(values, keys)
+    assert alone.block("head", training.HeadParams).epochs == values["head"]["epochs"]
+    with pytest.raises(ParamsError, match="head.backbones is not among the keys"):
+        alone.value("head.backbones")
+    with pytest.raises(ParamsError, match=f"{keys[0]} is not among the keys"):
+        params.Params(values, keys[1:]).block("head", training.HeadParams)
 
 
 def test_an_unknown_key_names_its_neighbour(values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from pipeline import training
+from pipeline import artifacts, inference, networks, training
 from pipeline.progress import NoLog
 from pipeline.training import FitParams, PlateauParams, StoppingParams, TrainingError
 
@@ -24,6 +25,9 @@ PARAMS = FitParams(
 )
 
 
+COMPUTE = inference.ComputeParams(threads=2, batch_size=16, engine="openvino", precision="float32")
+
+
 @pytest.fixture(scope="module")
 def keras():
     training.prepare(threads=2, seed=0)
@@ -33,15 +37,15 @@ def keras():
 
 
 @pytest.fixture(scope="module")
-def digits() -> training.Images:
+def digits() -> training.Examples:
     """Ones and zeros of scikit-learn's digits, enlarged to 32 x 32 pixels."""
     from sklearn.datasets import load_digits
 
     data = load_digits(n_class=2)
     pixels = np.repeat((data.images * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
     labels = data.target.astype(np.int64)
-    return training.Images(labels[:40], lambda row, view: np.roll(pixels[row], view, axis=1), labels[40:60],
-                           lambda row: pixels[40 + row])  # fmt: skip
+    return training.Examples(labels[:40], lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2), labels[40:60],
+                             lambda rows: pixels[40 + rows])  # fmt: skip
 
 
 def trunk(keras):
@@ -60,20 +64,28 @@ def headed(keras):
     return training.add_head(trunk(keras), n_classes=2, dropout=0.2, hidden_units=[4])
 
 
+def fit(model, examples, *, log=None, **changes) -> training.Fit:
+    """Train a network end to end."""
+    params = PARAMS.model_copy(update=changes)
+    return training.fit(
+        training.training_graph(model), examples, whole=model, params=params, seed=0, log=log or NoLog()
+    )
+
+
 def test_a_head_trains_and_its_trunk_does_not_change_by_a_bit(keras, digits):
     model = headed(keras)
     inner = model.get_layer("trunk")
     before = [weight.copy() for weight in inner.get_weights()]
     head_before = model.get_layer("head_predictions").get_weights()[0].copy()
-    fit = training.fit(model, digits, params=PARAMS, seed=0, log=NoLog())
+    history = fit(model, digits).history
     assert all((a == b).all() for a, b in zip(before, inner.get_weights(), strict=True))
     assert (model.get_layer("head_predictions").get_weights()[0] != head_before).any()
-    assert set(fit.history) == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
 
 
 def test_a_frozen_trunk_runs_in_inference_mode_while_the_head_trains(keras, digits):
     model = headed(keras)
-    batch = np.stack([digits.validation_image(row) for row in range(4)]).astype(np.float32)
+    batch = digits.validation(np.arange(4)).astype(np.float32)
     inner = model.get_layer("trunk")
     graph = training.training_graph(model)
     pooled = keras.Model(graph.input, graph.get_layer("trunk_in_inference_mode").output)
@@ -88,7 +100,7 @@ def test_unfreezing_trains_from_the_named_layer_and_leaves_moving_statistics_alo
     assert training.unfreeze(model, first_layer="block2_conv") == (5, 11)
     inner = model.get_layer("trunk")
     weights = {layer.name: [w.copy() for w in layer.get_weights()] for layer in inner.layers}
-    training.fit(model, digits, params=PARAMS, seed=0, log=NoLog())
+    fit(model, digits)
     after = {layer.name: layer.get_weights() for layer in inner.layers}
     assert all((a == b).all() for a, b in zip(weights["block1_conv"], after["block1_conv"], strict=True))
     assert all((a == b).all() for a, b in zip(weights["block1_bn"], after["block1_bn"], strict=True))
@@ -108,7 +120,114 @@ def test_a_frozen_weight_that_moves_is_an_error(keras, digits):
             kernel.assign(kernel + 1e-3)
 
     with pytest.raises(TrainingError, match="frozen weight changed"):
-        training.fit(model, digits, params=PARAMS, seed=0, log=Meddler())
+        fit(model, digits, log=Meddler())
+
+
+# --- the cut -------------------------------------------------------------------------------------------------------
+
+
+def crossing(keras):
+    """A network in which branches cross every place to cut at, as in NASNet: each cell reads the two before it."""
+    inputs = keras.Input((32, 32, 3))
+    before = keras.layers.Conv2D(6, 3, strides=4, padding="same", name="stem_conv")(inputs)
+    now = keras.layers.BatchNormalization(name="stem_bn")(before)
+    for cell in range(1, 5):
+        left = keras.layers.SeparableConv2D(6, 3, padding="same", name=f"cell{cell}_left")(now)
+        right = keras.layers.Conv2D(6, 1, name=f"cell{cell}_right")(before)
+        joined = keras.layers.Add(name=f"cell{cell}_add")([left, right])
+        before, now = now, keras.layers.Dropout(0.5, name=f"cell{cell}_dropout")(keras.ops.relu(joined))
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D(name="avg_pool")(now), name="crossing")
+
+
+def composed(keras, split: training.Split, pixels: np.ndarray) -> np.ndarray:
+    """Return the tail's answer to what the frozen part makes of the pixels, by way of rows."""
+    outputs = split.frozen(pixels, training=False)
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    rows = np.concatenate([np.asarray(output).reshape(len(pixels), -1) for output in outputs], axis=1)
+    return np.asarray(split.tail(rows, training=False))
+
+
+@pytest.mark.parametrize("build, first_layer, tensors", [
+    (trunk, None, {"avg_pool"}),
+    (trunk, "block2_conv", {"block1_dropout"}),
+    (trunk, "block2_bn", {"block2_conv"}),
+    # What holds no weights trains none: the cut lies behind it.
+    (trunk, "block1_relu", {"block1_dropout"}),
+    (crossing, None, {"avg_pool"}),
+    (crossing, "cell4_left", {"cell2_dropout", "cell3_dropout"}),
+    # The left branch of the last cell is listed before its right one, so it stays frozen.
+    (crossing, "cell4_right", {"cell2_dropout", "cell4_left"}),
+])  # fmt: skip
+def test_the_cut_is_what_enters_the_part_that_trains_and_the_two_parts_make_the_whole(
+    keras, digits, build, first_layer, tensors
+):
+    model = training.add_head(build(keras), n_classes=2, dropout=0.2, hidden_units=[4])
+    if first_layer:
+        training.unfreeze(model, first_layer=first_layer)
+    split = training.split(model)
+    assert {tensor.split(":")[0] for tensor in split.tensors} == tensors
+    pixels = digits.validation(np.arange(6)).astype(np.float32)
+    np.testing.assert_allclose(composed(keras, split, pixels), np.asarray(model(pixels, training=False)), atol=1e-6)
+    assert not split.frozen.trainable_weights
+    assert {id(weight) for weight in split.tail.trainable_weights} == {id(w) for w in model.trainable_weights}
+
+
+def test_nothing_worth_computing_beforehand_leaves_the_whole_network(keras, digits):
+    everything = headed(keras)
+    training.unfreeze(everything, first_layer="preprocess")
+    split = training.split(everything)
+    assert split.frozen is None and split.tensors == () and split.tail.input_shape == (None, 32, 32, 3)
+    from pipeline import convnets
+
+    scratch = convnets.small_convnet(input_size=32, n_classes=2, dropout=0.3)
+    assert training.split(scratch).tail is scratch
+
+
+def test_cutting_changes_no_byte_of_what_is_saved(keras, tmp_path):
+    model = headed(keras)
+    training.unfreeze(model, first_layer="block2_conv")
+    networks.save(model, tmp_path / "before")
+    training.split(model)
+    networks.save(model, tmp_path / "after")
+    assert artifacts.sha256_path(tmp_path / "before") == artifacts.sha256_path(tmp_path / "after")
+
+
+@pytest.mark.parametrize("build, first_layer", [(trunk, None), (trunk, "block2_conv"), (crossing, "cell4_left")])
+def test_the_tail_trains_like_the_whole_network(keras, digits, build, first_layer):
+    """Same views, orders and dropout masks: the losses agree, and so do the weights; the frozen ones do not move."""
+
+    def fresh():
+        keras.utils.set_random_seed(3)
+        model = training.add_head(build(keras), n_classes=2, dropout=0.5, hidden_units=[8])
+        if first_layer:
+            training.unfreeze(model, first_layer=first_layer)
+        return model
+
+    def with_rows(load, split):
+        engine = inference.FrozenNetwork(lambda: split.frozen, compute=COMPUTE)
+        return lambda *arguments: engine.run(load(*arguments))
+
+    whole = fresh()
+    expected = fit(whole, digits)
+    model = fresh()
+    frozen = training.frozen_digest(model)
+    split = training.split(model)
+    rows = dataclasses.replace(digits, train=with_rows(digits.train, split), validation=with_rows(digits.validation, split))
+    received = training.fit(split.tail, rows, whole=model, params=PARAMS, seed=0, log=NoLog())
+    for name in ("loss", "val_loss"):
+        assert received.history[name] == pytest.approx(expected.history[name], rel=1e-3)
+    assert training.frozen_digest(model) == frozen
+    for a, b in zip(model.trainable_weights, whole.trainable_weights, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-3)
+    # Dropout is on: without it the losses are others.
+    assert fit_without_dropout(keras, fresh(), digits).history["loss"] != pytest.approx(expected.history["loss"], rel=1e-3)
+
+
+def fit_without_dropout(keras, model, digits) -> training.Fit:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    return fit(model, digits)
 
 
 def test_an_unknown_layer_to_unfreeze_names_the_layers(keras):
@@ -119,24 +238,21 @@ def test_an_unknown_layer_to_unfreeze_names_the_layers(keras):
 def test_the_best_epoch_is_kept_not_the_last(keras, digits):
     model = headed(keras)
     # A rate this high overshoots sooner or later, so the last of many epochs is not the best.
-    fit = training.fit(
-        model, digits, params=PARAMS.model_copy(update={"epochs": 8, "learning_rate": 0.5}), seed=0, log=NoLog()
-    )
-    batch = np.stack([digits.validation_image(row) for row in range(20)]).astype(np.float32)
+    fitted = fit(model, digits, epochs=8, learning_rate=0.5)
+    batch = digits.validation(np.arange(20)).astype(np.float32)
     loss = -np.log(np.asarray(model(batch))[np.arange(20), digits.validation_labels]).mean()
-    assert fit.best_epoch == int(np.argmin(fit.history["val_loss"]))
-    assert loss == pytest.approx(min(fit.history["val_loss"]), rel=1e-3, abs=1e-6)
+    assert fitted.best_epoch == int(np.argmin(fitted.history["val_loss"]))
+    assert loss == pytest.approx(min(fitted.history["val_loss"]), rel=1e-3, abs=1e-6)
 
 
 def test_every_epoch_sees_every_image_once_as_a_view_of_that_epoch(keras, digits):
     seen = []
 
-    def view(row: int, number: int) -> np.ndarray:
-        seen.append((number, row))
-        return digits.train_view(row, number)
+    def train(rows: np.ndarray, epoch: int) -> np.ndarray:
+        seen.extend((epoch, row) for row in rows.tolist())
+        return digits.train(rows, epoch)
 
-    images = training.Images(digits.train_labels, view, digits.validation_labels, digits.validation_image)
-    training.fit(headed(keras), images, params=PARAMS, seed=0, log=NoLog())
+    fit(headed(keras), dataclasses.replace(digits, train=train))
     assert {number for number, _ in seen} == set(range(PARAMS.epochs))
     # The very first call only asks for an image's shape.
     orders = [[row for number, row in seen[1:] if number == epoch] for epoch in range(PARAMS.epochs)]
@@ -151,9 +267,9 @@ def test_the_log_receives_every_epoch(keras, digits):
         def step(self, step, metrics):
             steps[step] = dict(metrics)
 
-    fit = training.fit(headed(keras), digits, params=PARAMS, seed=0, log=Memory())
+    history = fit(headed(keras), digits, log=Memory()).history
     assert sorted(steps) == [0, 1, 2]
-    for name, values in fit.history.items():
+    for name, values in history.items():
         assert [steps[step][name] for step in range(3)] == pytest.approx(values)
 
 
@@ -165,7 +281,7 @@ def test_a_loss_that_is_no_number_is_an_error(keras, digits):
             model.get_layer("head_predictions").bias.assign([np.nan, np.nan])
 
     with pytest.raises(TrainingError, match="stopped being a number"):
-        training.fit(model, digits, params=PARAMS, seed=0, log=Saboteur())
+        fit(model, digits, log=Saboteur())
 
 
 def test_balanced_class_weights_give_every_class_the_same_total():
@@ -183,9 +299,10 @@ def test_two_processes_train_the_same_bytes():
         training.prepare(threads=2, seed=5)
         rng = np.random.default_rng(0)
         pixels, labels = rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), np.arange(24) % 2
-        images = training.Images(labels, lambda row, view: np.roll(pixels[row], view, 0), labels, lambda row: pixels[row])
+        examples = training.Examples(labels, lambda rows, epoch: np.roll(pixels[rows], epoch, 1), labels,
+                                     lambda rows: pixels[rows])
         model = convnets.small_convnet(input_size=32, n_classes=2, dropout=0.3)
-        training.fit(model, images, params=PARAMS, seed=5, log=NoLog())
+        training.fit(model, examples, whole=model, params=PARAMS, seed=5, log=NoLog())
         print(hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest())
         """
     )
