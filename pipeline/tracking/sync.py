@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
+from pipeline.progress import progress, say
 from pipeline.tracking import calls, contents, models, processes, store
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
@@ -44,7 +45,11 @@ class Report:
 
 
 def sync(place: Store, comparison: Comparison) -> Report:
-    """Make the store show the comparison. Raises TrackingError if it cannot be reached, read or written."""
+    """Make the store show the comparison, saying so a line a method.
+
+    Raises TrackingError if it cannot be reached, read or written.
+    """
+    say("MLflow: opening the store")
     connection = store.connect(place, contents.experiment_name(comparison.dataset))
     with store.lock(place, "sync"), store.translated(place):
         return _Sync(connection, comparison).run()
@@ -64,11 +69,14 @@ class _Sync:
 
     def run(self) -> Report:
         self.close_dead_runs()
-        # The UI lists the newest first, and the methods come best first.
-        for position, method in enumerate(reversed(self.comparison.methods)):
-            self.method(method, position)
-        self.mark_current()
         methods = self.comparison.methods
+        # The UI lists the newest first, and the methods come best first.
+        for position, method in enumerate(reversed(methods)):
+            before = self.added
+            self.method(method, position)
+            name = contents.method_name(method.record.network, method.record.method)
+            say(f"MLflow: {position + 1}/{len(methods)} {name}: {_added(self.added - before)}")
+        self.mark_current()
         candidates = sum(len(method.record.candidates) for method in methods)
         return Report(self.connection.experiment, len(methods), candidates, self.added, tuple(self.warnings))
 
@@ -177,7 +185,13 @@ class _Sync:
             for child in children
             if tag(child, contents.PARENT) not in parents and tag(child, "environment") == tag(parent, "environment")
         }
-        for index, candidate in enumerate(method.record.candidates):
+        told = progress(
+            method.record.candidates,
+            total=len(method.record.candidates),
+            label=f"MLflow: {method.record.name}",
+            unit="candidates",
+        )
+        for index, candidate in enumerate(told):
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
@@ -263,6 +277,10 @@ class _Sync:
             children = calls.search(self.connection, f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
             for one in (*children, run):
                 calls.log(self.client, one, tags={"current": text(is_current)} | demoted)
+
+
+def _added(count: int) -> str:
+    return f"{count} run{'s' if count > 1 else ''} added" if count else "nothing to add"
 
 
 def _complete(run: Run) -> bool:
