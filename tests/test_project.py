@@ -190,16 +190,6 @@ def test_a_sweep_imports_no_tensorflow(stages):
             assert not {"tensorflow", "keras", "mlflow", "openvino"} & names, f"{module} reaches {file}"
 
 
-def test_test_labels_are_read_by_compare_only():
-    readers = set()
-    for file in files("pipeline"):
-        for node in ast.walk(tree(file)):
-            name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "name", None)
-            if name in ("read_test_labels", "_read_part"):
-                readers.add(file.relative_to(PACKAGE).as_posix())
-    assert readers == {"artifacts.py", "stages/compare.py"}
-
-
 def test_imports_are_absolute_and_nothing_is_called_utils():
     for file in files("pipeline", "tests", "benchmarks"):
         assert "util" not in file.stem
