@@ -7,6 +7,7 @@ of the methods follow from the validation predictions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,9 @@ FIGURES = artifacts.RESULTS / "figures"
 
 
 def main(params: Params, *, log: Log) -> None:
-    for abandoned in FIGURES.glob(".*"):  # by a comparison that was killed; `track` would take it for a figure
-        abandoned.unlink()
+    for output in map(Path, OUTPUTS):
+        for abandoned in output.parent.glob(f".{output.name}.*"):  # by a comparison that was killed
+            abandoned.unlink()
     protocol = _protocol(params)
     declared = _declared_runs(params)
     _warn_of_strays(declared)

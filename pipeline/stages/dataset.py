@@ -20,6 +20,9 @@ OUTPUTS = (str(artifacts.CATALOG), str(QUALITY))
 
 
 def main(params: Params, *, log: Log) -> None:
+    for output in (artifacts.CATALOG, QUALITY):
+        for abandoned in output.parent.glob(f".{output.name}.*"):  # by a reading that was killed
+            abandoned.unlink()
     dataset = params.block("dataset", datasets.DatasetParams)
     source = datasets.read(dataset)
     chosen: Sequence[datasets.SourceImage] = source.images
