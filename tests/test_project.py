@@ -295,7 +295,7 @@ def test_the_readme_shows_the_committed_leaderboard(root, values):
 def test_the_committed_lock_belongs_to_the_committed_params_and_code(root, stages, values):
     """Digests in dvc.lock against the files: what `dvc repro` would re-run in a clone that has all the data."""
     lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    assert {stage.name for stage in stages} <= lock.keys()
+    assert {stage.name for stage in stages} == lock.keys(), "dvc.lock keeps stages that are no more: take them out"
     for stage in stages:
         recorded = {dep["path"]: dep["md5"] for dep in lock[stage.name]["deps"]}
         assert recorded.keys() == stage.deps, stage.name
