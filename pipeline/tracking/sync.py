@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
 from pipeline.progress import progress, say
-from pipeline.tracking import calls, contents, models, processes, store
+from pipeline.tracking import calls, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
@@ -68,6 +68,7 @@ class _Sync:
         self.warnings: list[str] = []
 
     def run(self) -> Report:
+        self.save_views()
         self.close_dead_runs()
         methods = self.comparison.methods
         # The UI lists the newest first, and the methods come best first.
@@ -91,6 +92,14 @@ class _Sync:
         for run in runs:
             self.candidates(method, run, children, parents={other.info.run_id for other in runs})
             self.complete_method(method, run)
+
+    def save_views(self) -> None:
+        """Keep the saved views around the metric that chooses today."""
+        known = self.client.get_experiment(self.connection.experiment).tags
+        wanted = view.tags(self.comparison.selected_by, smaller_is_better=self.comparison.smaller_is_better)
+        for name, value in wanted.items():
+            if known.get(name) != value:
+                self.client.set_experiment_tag(self.connection.experiment, name, value)
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
@@ -128,7 +137,8 @@ class _Sync:
     def changing_tags(self, method: Method) -> dict[str, str]:
         """Return the tags that another comparison of the same record may change."""
         parts = {f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts}
-        return {"champion": text(method.champion), contents.NOTE: contents.description(method), **parts}
+        note = contents.description(method, self.comparison.selected_by)
+        return {"champion": text(method.champion), contents.NOTE: note, **parts}
 
     def complete_method(self, method: Method, run: Run) -> None:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
@@ -214,7 +224,7 @@ class _Sync:
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
         record, candidate = method.record, method.record.candidates[index]
-        shared = ("method", "stage", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
+        shared = ("method", "stage", "network", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
                   "git_commit", "git_dirty", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit",
                   "mlflow.user")  # fmt: skip
         tags = {name: parent.data.tags[name] for name in shared if name in parent.data.tags}
