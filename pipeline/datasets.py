@@ -19,7 +19,9 @@ from pydantic import Field
 from pipeline.errors import BakeoffError
 from pipeline.artifacts import sha256_file
 from pipeline.params import Block
+from pipeline.progress import progress
 
+DEFAULT_DESCRIPTION = "data/elpv.json"
 CATALOG_COLUMNS = ("path", "label", "stratum", "group", "sha256", "bytes", "width", "height", "mode", "problem")
 
 
@@ -67,7 +69,7 @@ def read_elpv(description: Path) -> Source:
     stratum is the module type, mono or poly. The installed package must be the version in ``description`` and hold
     the bytes of its digest.
     """
-    expected = json.loads(description.read_text(encoding="utf-8"))
+    expected = _description(description)
     package, version = expected["package"], expected["version"]
     try:
         distribution = metadata.distribution(package)
@@ -78,7 +80,8 @@ def read_elpv(description: Path) -> Source:
     data = Path(str(distribution.locate_file("elpv_dataset/data")))
     root = data / "images"
     images = []
-    for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines():
+    lines = (data / "labels.csv").read_text(encoding="utf-8").splitlines()
+    for line in progress(lines, total=len(lines), label="reading the source", unit="images"):
         location, probability, module_type = line.split()
         path = PurePosixPath(location).relative_to("images").as_posix()
         label = "defective" if float(probability) >= 0.5 else "functional"
@@ -88,6 +91,21 @@ def read_elpv(description: Path) -> Source:
     if received != expected["sha256"]:
         raise DatasetError(f"{description} wants images with digest {expected['sha256']}, received {received}")
     return Source(root, tuple(images))
+
+
+def _description(path: Path) -> dict[str, str]:
+    """Return package, version and sha256 from a description. Raises DatasetError unless it has all three as text."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"params.yaml: dataset.path must name the description of the images, and {path} "
+                           f"does not exist; {DEFAULT_DESCRIPTION} comes with the project") from None  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"params.yaml: dataset.path must name a JSON file, received {path}: {error}") from None
+    keys = ("package", "version", "sha256")
+    if not (isinstance(found, dict) and all(isinstance(found.get(key), str) for key in keys)):
+        raise DatasetError(f"{path} must hold an object with {', '.join(keys)} as text, received {json.dumps(found)[:200]}")
+    return found
 
 
 READERS: dict[str, Callable[[Path], Source]] = {"elpv": read_elpv}

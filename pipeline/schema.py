@@ -6,8 +6,10 @@ added here re-runs nothing.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import (
@@ -89,20 +91,51 @@ def check_against_results(values: Mapping[str, Any]) -> None:
     if artifacts.MANIFEST.exists():
         classes = artifacts.read_part("train").classes
         metrics.positive_index(classes, params.parse(values["selection"], metrics.SelectionParams, where="selection"))
-    unfreeze = values["fine_tune"]["unfreeze"]
+    _check_weights(values["backbone"]["weights"], values["backbones"])
     for name in values["fine_tune"]["backbones"]:
-        directory = artifacts.BACKBONES / name
-        if not (directory / networks.SPEC).exists():
-            continue
-        try:
-            blocks = len(networks.read_spec(directory).blocks)
-        except artifacts.ArtifactError:
-            continue  # written by an older version: `dvc repro` is about to write it anew
-        if (unfreeze["last_blocks"] or 0) > blocks:
-            raise params.ParamsError(
-                f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {blocks}, the blocks of {name}, "
-                f"received {unfreeze['last_blocks']}"
-            )
+        if _is_built(name):
+            _check_unfreeze(values["fine_tune"]["unfreeze"], name)
+
+
+def _is_built(backbone: str) -> bool:
+    return (artifacts.BACKBONES / backbone / networks.SPEC).exists()
+
+
+def _check_weights(weights: str, names: Sequence[str]) -> None:
+    """Require the file of weights as long as a network is still to be built from it; later, nothing reads it."""
+    if weights in ("imagenet", "random") or all(_is_built(name) for name in names):
+        return
+    if not Path(weights).is_file():
+        raise params.ParamsError(
+            f"params.yaml: backbone.weights must be imagenet, random or the path of a file, received {weights!r}: "
+            f"there is no such file"
+        )
+
+
+def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
+    directory = artifacts.BACKBONES / name
+    try:
+        spec = networks.read_spec(directory)
+    except artifacts.ArtifactError:
+        return  # written by an older version: `dvc repro` is about to write it anew
+    if (unfreeze["last_blocks"] or 0) > len(spec.blocks):
+        raise params.ParamsError(
+            f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {len(spec.blocks)}, the blocks of {name}, "
+            f"received {unfreeze['last_blocks']}"
+        )
+    if unfreeze["from_layer"] is None or not (directory / networks.ARCHITECTURE).exists():
+        return
+    # From the file: building the network would take TensorFlow seconds, before every stage.
+    stored = artifacts.read_json(directory / networks.ARCHITECTURE)["config"]["layers"]
+    layers = [layer["config"]["name"] for layer in stored]
+    layers = layers[: layers.index(spec.feature_layer) + 1]  # the head goes on top of that one
+    if unfreeze["from_layer"] not in layers:
+        near = difflib.get_close_matches(unfreeze["from_layer"], layers, n=5, cutoff=0.0)
+        starts = ", ".join(block.first_layer for block in spec.blocks)
+        raise params.ParamsError(
+            f"params.yaml: fine_tune.unfreeze.from_layer must be a layer of {name} up to {spec.feature_layer}, "
+            f"received {unfreeze['from_layer']!r}. Nearest: {', '.join(near)}. Its blocks start at: {starts}"
+        )
 
 
 def _check_seed(seed: Any) -> None:

@@ -60,7 +60,7 @@ def assign(images: Sequence[Splittable], *, params: SplitParams, seed: int) -> l
     order = sorted(groups, key=lambda name: (-len(groups[name]), _rank(seed, name)))
     for name in order:
         cells = Counter(_cell(images[member]) for member in groups[name])
-        # What is missing of this group's cells, as a share of what the part wants; ties go to the largest part.
+        # How many of the group's images each part still wants; among equals, the part that wants most of their cells.
         missing = {part: sum(min(wanted[part][cell], count) for cell, count in cells.items()) for part in PARTS}
         if len(groups[name]) > 1:
             room = {part: sum(wanted[part][cell] for cell in cells) for part in PARTS}

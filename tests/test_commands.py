@@ -112,7 +112,7 @@ def test_prune_before_the_first_run_has_nothing_to_do(tmp_path):
 
 
 def lock_text(**digests: str) -> str:
-    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": digest}]}
+    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": digest * 32}]}
               for name, digest in digests.items()}  # fmt: skip
     return yaml.safe_dump({"schema": "2.0", "stages": stages})
 
@@ -124,8 +124,14 @@ def git(*command: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Path:
+    """A git and DVC repository that declares the stages a, b, c and two items of a matrix."""
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n", encoding="utf-8")
+    stages = {name: {"cmd": name, "outs": [f"{name}.npy"]} for name in "abcd"}
+    matrix = {"m": {"matrix": {"item": ["one", "two"]}, "cmd": "${item.item}", "outs": ["m-${item.item}.npy"]}}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages | matrix}), encoding="utf-8")
     return tmp_path
 
 
@@ -152,6 +158,25 @@ def test_lock_names_what_differs_is_new_or_missing(repository, capsys):
         "  missing: c.npy (c)",
     ]
     assert lock.main(arguments(lock, "--check")) == 1
+
+
+def test_lock_names_stages_that_are_no_more_and_does_not_count_them(repository, capsys):
+    commit_lock(lock_text(**{"a": "1", "m@one": "2", "m@gone": "3"}))
+    assert lock.main(arguments(lock, "--check")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 2 outputs identical to the committed lock",
+        "not counted, because dvc.yaml and params.yaml no longer declare them: m@gone",
+    ]
+    Path("dvc.lock").write_text(lock_text(**{"a": "1", "m@one": "2"}), encoding="utf-8")
+    assert lock.main(arguments(lock, "--check")) == 0
+    assert capsys.readouterr().out == "2 of 2 outputs identical to the committed lock\n"
+
+
+def test_lock_with_a_dvc_yaml_that_cannot_be_read_says_so(repository):
+    commit_lock(lock_text(a="1"))
+    Path("dvc.yaml").write_text("stages: {a: {cmd: [}", encoding="utf-8")
+    with pytest.raises(BakeoffError, match=r"DVC cannot read dvc\.yaml"):
+        lock.main(arguments(lock))
 
 
 def test_lock_compares_with_any_revision(repository, capsys):

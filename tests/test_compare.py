@@ -191,8 +191,13 @@ def test_every_declared_output_is_written_and_twice_with_the_same_bytes(finished
         (tmp_path / path).parent.mkdir(parents=True)
         copy(directory / path, tmp_path / path)
     monkeypatch.chdir(tmp_path)
+    # What a comparison leaves that is killed while it writes.
+    for path in map(Path, compare.OUTPUTS):
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(f".{path.name}.abc123").write_text("half")
     compare.main(params(), log=NoLog())
     assert {path: Path(path).read_bytes() for path in compare.OUTPUTS} == first
+    assert not list(Path("results").rglob(".*"))
 
 
 def test_entries_hold_every_metric_with_an_interval_around_it(compared):
@@ -347,6 +352,7 @@ def test_markdown_marks_the_champion_and_says_what_was_read_when(compared):
     assert len({line.count("|") for line in table}) == 1
     assert "**lite · svm** (champion)" in table[2]
     assert "Validation (40 images) chose" in text and "Test (60 images) was read once" in text
+    assert "expected calibration error; resampling biases it upwards" in text
 
 
 def test_leaderboard_command_prints_what_compare_printed(compared, capsys):

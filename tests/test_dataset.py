@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,40 @@ def test_elpv_with_another_digest_or_version_is_refused(root, tmp_path):
         path.write_text(json.dumps({**description, key: value}))
         with pytest.raises(DatasetError, match=message):
             datasets.read_elpv(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"dataset\.path must name the description of the images, and .*elpv\.json does not exist"),
+        (b"package: elpv", r"dataset\.path must name a JSON file, received .*elpv\.json: Expecting value"),
+        (b"\xff\xfe", r"dataset\.path must name a JSON file, received .*elpv\.json: .*decode"),
+        (b'{"package": "elpv-dataset"}', r"must hold an object with package, version, sha256 as text, received"),
+        (b'{"package": 1, "version": "1", "sha256": ""}', r"must hold an object with package, version, sha256"),
+        (b"[]", r"must hold an object with package, version, sha256 as text, received \[\]"),
+    ],
+)
+def test_a_description_that_is_none_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "elpv.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        datasets.read_elpv(path)
+
+
+def test_a_folder_is_no_description(tmp_path):
+    with pytest.raises(DatasetError, match=r"dataset\.path must name a JSON file"):
+        datasets.read_elpv(tmp_path)
+
+
+def test_a_reading_that_was_killed_leaves_nothing_behind(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output in dataset.OUTPUTS:
+        abandoned = Path(output).with_name(f".{Path(output).name}.abc123")
+        abandoned.parent.mkdir(exist_ok=True)
+        abandoned.write_text("half", encoding="utf-8")
+    dataset.main(Params(stage_values(root, limit=60), dataset.READS), log=NoLog())
+    assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*")} == set(dataset.OUTPUTS)
 
 
 def test_files_of_one_name_in_two_folders_stay_two():

@@ -94,6 +94,53 @@ def test_a_stage_may_declare_all_of_a_block_or_the_keys_it_reads(values):
         params.Params(values, keys[1:]).block("head", training.HeadParams)
 
 
+@pytest.fixture
+def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
+    """The spec of a small network that is stored as the backbone stage stores one, in the working directory."""
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    inputs = keras.Input((8, 8, 3), name="pixels")
+    outputs = keras.layers.Conv2D(2, 1, name="block1_conv")(inputs)
+    outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
+    outputs = keras.layers.Dense(3, name="predictions")(outputs)
+    directory = artifacts.BACKBONES / "efficientnet_lite0"
+    directory.mkdir(parents=True)
+    networks.save(keras.Model(inputs, outputs), directory)
+    spec = networks.NetworkSpec(
+        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2, map_layer="block1_conv",
+        prediction_layer="predictions", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")], weights={},
+    )  # fmt: skip
+    networks.write_spec(spec, directory)
+    return spec
+
+
+@pytest.mark.usefixtures("stored_backbone")
+@pytest.mark.parametrize("layer", ["block1_conv2", "predictions"])
+def test_a_layer_to_unfreeze_from_is_looked_for_in_the_stored_network(values, layer):
+    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_blocks": None}
+    schema.check_against_results(values)
+    values["fine_tune"]["unfreeze"]["from_layer"] = layer
+    message = rf"unfreeze\.from_layer must be a layer of efficientnet_lite0 up to avg_pool, received '{layer}'.*Nearest: "
+    with pytest.raises(ParamsError, match=message + r".*Its blocks start at: block1_conv"):
+        schema.check_against_results(values)
+
+
+def test_a_file_of_weights_must_exist_until_the_network_is_built(values, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    values["backbone"]["weights"] = "weights/lite0.h5"
+    message = r"backbone\.weights must be imagenet, random or the path of a file, received 'weights/lite0\.h5'"
+    with pytest.raises(ParamsError, match=message):
+        schema.check_against_results(values)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/lite0.h5").write_bytes(b"numbers")
+    schema.check_against_results(values)
+    (tmp_path / "weights/lite0.h5").unlink()
+    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_blocks": None}
+    request.getfixturevalue("stored_backbone")
+    schema.check_against_results(values)
+
+
 def test_an_unknown_key_names_its_neighbour(values):
     values["split"]["vaildation"] = 0.2
     with pytest.raises(ParamsError, match=r"split: unknown key 'vaildation' \(did you mean 'validation'\?\)"):

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -244,55 +245,180 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
     run(finished, "dvc", "checkout")
 
 
+# Moments to kill a stage at: a text that was said, or one of these.
 WRITING = "while it writes its output"
+PLACING = "when its output is whole and not yet in place"
+
+KILLER = """
+import os, signal
+
+replace = os.replace
+
+def replace_or_die(source, target, **options):
+    if str(target) == os.environ["KILLED_AT"]:
+        os.killpg(0, signal.SIGKILL)
+    replace(source, target, **options)
+
+os.replace = replace_or_die
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "moment"),
     [
-        ("dataset", "python -m pipeline dataset"),
-        ("split", "python -m pipeline split"),
+        ("dataset", "> python -m pipeline dataset"),
+        ("dataset", PLACING),
+        ("split", WRITING),
+        ("backbone", WRITING),
         ("features", WRITING),
+        ("as_is", WRITING),
         ("sweep", "candidate 1/2"),
-        ("head", "training"),
-        ("fine_tune", "training"),
+        ("sweep", PLACING),
+        ("head", "\ntraining "),
+        ("head", WRITING),
+        ("fine_tune", "\ntraining "),
+        ("fine_tune", WRITING),
+        ("scratch", "\ntraining "),
+        ("scratch", WRITING),
         ("compare", "methods, each on"),
+        ("compare", PLACING),
+        ("track", f"MLflow: 2/{len(RUNS)} "),
     ],
+    ids=lambda text: text.strip(),
 )
 def test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run(root, finished, tmp_path, stage, moment):
-    """Another clone, given the finished one's results, repeats one stage and is killed at ``moment``.
-
-    A moment is a line that was said, or the appearance of the temporary neighbour of the stage's output.
-    """
+    """Another clone, given the finished one's results, repeats one stage, is killed at ``moment``, and runs again."""
     clone = tmp_path / "clone"
+    clone_of_finished(root, finished, clone)
+    target = next(name for name in lock_of(finished) if name.split("@")[0] == stage)
+    repro = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", target)
+    kill_at(moment, repro, clone, output=Path(lock_of(finished)[target]["outs"][0]["path"]))
+    run(clone, *repro)
+    for key in ("deps", "outs"):
+        assert lock_of(clone)[target].get(key) == lock_of(finished)[target].get(key)
+    litter = [path for place in ("data", "results") for path in (clone / place).rglob(".*")]
+    assert not [path for path in litter if path.name != ".gitignore"]
+    if stage == "track":
+        assert_mlflow_shows_every_run_once(clone)
+
+
+def test_every_stage_is_killed_above(stages):
+    (cases,) = [
+        mark.args[1]
+        for mark in test_a_killed_stage_ends_in_the_bytes_of_an_undisturbed_run.pytestmark
+        if mark.name == "parametrize"
+    ]
+    assert {stage for stage, _ in cases} == {stage.name.partition("@")[0] for stage in stages}
+
+
+def clone_of_finished(root: Path, finished: Path, clone: Path) -> None:
+    """Make a clone with everything that the finished one computed, except its MLflow store."""
     prepare(root, clone)
     run(clone, "dvc", "config", "--local", "cache.dir", str(finished / ".dvc" / "cache"))
     shutil.copy(finished / "dvc.lock", clone)
     run(clone, "dvc", "checkout", "--allow-missing")
-    target = next(name for name in lock_of(finished) if name.split("@")[0] == stage)
-    repro = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", target)
-    output = clone / lock_of(finished)[target]["outs"][0]["path"]
-    said = tmp_path / "said"
+    # Not in the cache: small files that git keeps.
+    for file in (finished / "results").glob("*.*"):
+        shutil.copy(file, clone / "results")
+
+
+def kill_at(moment: str, command: Sequence[str], clone: Path, *, output: Path) -> None:
+    """Run a command in ``clone``; kill it, and every process it started in its group, at ``moment``."""
+    said, killer = clone.parent / "said", clone.parent / "killer"
+    killer.mkdir()
+    (killer / "sitecustomize.py").write_text(KILLER)  # Python executes this when it starts
+    killed_at = {"PYTHONPATH": str(killer), "KILLED_AT": str(output) if moment == PLACING else ""}
     with said.open("w") as console:
         process = subprocess.Popen(
-            repro, cwd=clone, env=demo.environment(), start_new_session=True, stdout=console, stderr=console
+            command, cwd=clone, env=demo.environment() | killed_at, start_new_session=True, stdout=console, stderr=console
         )
-        while not reached(moment, said, output):
-            assert process.poll() is None, f"{stage} ended before it could be killed:\n{said.read_text()}"
+        while moment != PLACING and not reached(moment, said, clone / output):
+            assert process.poll() is None, f"ended before it could be killed:\n{said.read_text()}"
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    run(clone, *repro)
-    for key in ("deps", "outs"):
-        assert lock_of(clone)[target].get(key) == lock_of(finished)[target].get(key)
-    assert not [path for path in (clone / "results").rglob(".*") if path.name != ".gitignore"]
+        if moment != PLACING:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"was not killed:\n{said.read_text()}"
 
 
 def reached(moment: str, said: Path, output: Path) -> bool:
+    """Whether a text was said, or the temporary neighbor of an output, or of the directory around it, appeared."""
     if moment == WRITING:
-        return any(output.parent.glob(f".{output.name}.*"))
+        return any(path.parent.glob(f".{path.name}.*") for path in (output, output.parent))
     return moment in said.read_text()
+
+
+def assert_mlflow_shows_every_run_once(directory: Path) -> None:
+    active = "from runs r where r.lifecycle_stage='active'"
+    tag = "(select value from tags t where t.run_uuid=r.run_uuid and t.key='{}')".format
+    records = {name: artifacts.read_record(directory / "results" / "runs" / name / "record.json") for name in RUNS}
+    methods = query(directory, f"select {tag('method')}, status, {tag('complete')} {active} and {tag('level')}='method'")
+    assert sorted(methods) == sorted((record.method, "FINISHED", "true") for record in records.values())
+    candidates = query(
+        directory,
+        f"select {tag('method')}, {tag('candidate')}, status, {tag('complete')} {active} and {tag('level')}='candidate'",
+    )
+    expected = [
+        (record.method, str(index), "FINISHED", "true")
+        for record in records.values()
+        for index in range(len(record.candidates))
+    ]
+    assert sorted(candidates) == sorted(expected)
+    repeated = query(directory, f"select run_uuid, key, step from metrics join (select run_uuid {active}) using (run_uuid)"
+                                " group by run_uuid, key, step having count(*)>1")  # fmt: skip
+    assert repeated == []
+    models = query(directory, "select status from logged_models where lifecycle_stage='active'")
+    assert len(models) == len(RUNS)
+    assert len(set(models)) == 1
+    marker = artifacts.read_json(directory / ".mlflow" / "tracked.json")
+    assert marker["runs"].keys() == RUNS
+
+
+@pytest.mark.slow
+def test_test_labels_change_nothing_that_is_trained_or_predicted(root, finished, tmp_path):
+    """Everything before `compare` again, with other labels for the images of the test part.
+
+    Both where a label stands are changed, the manifest and the folder of the image; the rows keep their order.
+    """
+    clone = tmp_path / "clone"
+    clone_of_finished(root, finished, clone)
+    permute_test_labels(clone)
+    before = artifacts.read_test_labels(finished / artifacts.MANIFEST)
+    assert (artifacts.read_test_labels(clone / artifacts.MANIFEST) != before).sum() > 5
+    for name in ("data/features", "results/runs"):
+        shutil.rmtree(clone / name)
+    for name in lock_of(finished):
+        stage, _, item = name.partition("@")
+        if stage in ("features", "sweep", "head", "fine_tune", "scratch"):
+            run(clone, *lock_of(finished)[name]["cmd"].split())
+    for place in ("data/features", "results/runs"):
+        assert trained(clone / place) == trained(finished / place)
+
+
+def permute_test_labels(clone: Path) -> None:
+    """Exchange the labels of two test images of different classes, for as many pairs as there are."""
+    manifest = clone / artifacts.MANIFEST
+    rows = artifacts.read_csv(manifest, artifacts.MANIFEST_COLUMNS)
+    one, other = ([row for row in rows if (row["split"], row["label"]) == ("test", label)]
+                  for label in ("defective", "functional"))  # fmt: skip
+    for pair in zip(one, other, strict=False):
+        for row, label in zip(pair, [row["label"] for row in reversed(pair)], strict=True):
+            path = f"test/{label}/{Path(row['path']).name}"
+            (clone / artifacts.SPLIT / row["path"]).rename(clone / artifacts.SPLIT / path)
+            row |= {"path": path, "label": label}
+    artifacts.write_csv(manifest, artifacts.MANIFEST_COLUMNS, rows)
+
+
+def trained(place: Path) -> dict[str, object]:
+    """Return the content of every file, of records without the digests of what went in."""
+    files = {file.relative_to(place).as_posix(): file for file in place.rglob("*") if file.is_file()}
+    found: dict[str, object] = {name: file.read_bytes() for name, file in files.items()}
+    found |= {
+        name: artifacts.read_record(file).model_dump(exclude={"inputs"})
+        for name, file in files.items()
+        if file.name == "record.json"
+    }
+    return found
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -28,11 +29,12 @@ import pytest
 from PIL import Image
 
 from pipeline import artifacts, identity, metrics, networks, predictor, provenance, tracking
+from pipeline.classifiers import table
 from pipeline.commands import ui
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, processes
+from pipeline.tracking import contents, models, processes
 
 if TYPE_CHECKING:
     import mlflow
@@ -128,6 +130,8 @@ def method(run: Run, *, champion: bool = False, input_key: str | None = None) ->
 def comparison(*methods: tracking.Method, environment: str = "here") -> tracking.Comparison:
     return tracking.Comparison(
         dataset="elpv",
+        selected_by="accuracy",
+        smaller_is_better=False,
         parts=tuple(tracking.DataSet(part, 20, hashlib.sha256(part.encode()).hexdigest()) for part in artifacts.PARTS),
         methods=methods,
         environment={"python": "3.11", "machine": environment},
@@ -259,6 +263,44 @@ def test_data_sets_carry_our_digests(shown: tracking.Comparison) -> None:
         assert part.sha256.startswith(known[f"elpv {part.part}"].digest)
         assert part.sha256 in known[f"elpv {part.part}"].profile
         assert run.data.tags[f"dataset.{part.part}.sha256"] == part.sha256
+
+
+def test_views_and_notes_are_around_the_metric_that_chose(two_methods: tracking.Comparison) -> None:
+    losses = {"log_loss": tracking.Interval(0.4, 0.3, 0.5)}
+    methods = tuple(dataclasses.replace(one, test=one.test | losses) for one in two_methods.methods)
+    sync(two_methods)
+    sync(dataclasses.replace(two_methods, methods=methods, selected_by="log_loss", smaller_is_better=True))
+    tags = client().get_experiment_by_name("bakeoff-elpv").tags
+    state = json.loads(json.loads(tags["mlflow.sharedViewState.methods"])["state"])
+    assert state["orderByKey"] == "metrics.`validation_log_loss`"
+    assert state["orderByAsc"] is True
+    assert {"metrics.`test_log_loss`", "metrics.`test_log_loss_high`"} <= set(state["selectedColumns"])
+    assert len(set(state["selectedColumns"])) == len(state["selectedColumns"])
+    run = the_method()
+    assert "test log loss **0.400** [0.300, 0.500], test accuracy" in run.data.tags[contents.NOTE]
+    shown = {column.split("`")[1] for column in state["selectedColumns"] if column.startswith("metrics.")}
+    assert shown - {"test_roc_auc"} <= run.data.metrics.keys()
+
+
+def test_a_network_without_pretraining_is_no_backbone(project: Path) -> None:
+    write_run(Run("small", "scratch", "scratch"), candidates=1)
+    write_run(RUNS[0], candidates=1)
+    sync(comparison(method(Run("small", "scratch", "scratch")), method(RUNS[0], champion=True)))
+    backbones = {run.data.tags["network"]: run.data.tags.get("backbone") for run in runs()}
+    assert backbones == {"small": None, "lite0": "lite0"}
+    logged = client().search_logged_models([runs()[0].info.experiment_id])
+    assert {model.tags["network"]: model.tags.get("backbone") for model in logged} == backbones
+
+
+@pytest.mark.parametrize("family", sorted(table.FAMILIES))
+def test_a_models_requirements_are_what_its_code_imports(project: Path, family: str) -> None:
+    write_run(Run("lite0", family, "sweep"), candidates=1)
+    wanted = {line.partition("==")[0].lower() for line in models.requirements(method(Run("lite0", family, "sweep")))}
+    assert {"mlflow", "numpy", "openvino", "pandas", "pillow", "keras"} <= wanted
+    assert wanted & {"tensorflow", "tensorflow-cpu"}
+    assert ("scipy" in wanted) == (family in ("logistic_regression", "rbf_svm"))
+    assert {name for name in ("lightgbm", "catboost") if name in wanted} == {family} & {"lightgbm", "catboost"}
+    assert not wanted & {"dvc", "pytest", "xgboost", "joblib"}
 
 
 @pytest.mark.usefixtures("shown")
@@ -615,7 +657,12 @@ def test_the_stage_fills_the_store_and_leaves_a_marker_of_the_records(
 ) -> None:
     (artifacts.BACKBONES / "lite0").mkdir(parents=True)
     track.main(tracked, log=NoLog())
-    assert capsys.readouterr().out == "MLflow: 2 methods and 4 candidates: 6 added, 0 already there\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "MLflow: opening the store",
+        "MLflow: 1/2 head · lite0: 2 runs added",
+        "MLflow: 2/2 logistic_regression · lite0: 4 runs added",
+        "MLflow: 2 methods and 4 candidates: 6 added, 0 already there",
+    ]
     assert "test_roc_auc" not in the_method().data.metrics
     marker = artifacts.read_json(track.MARKER)
     assert marker["runs"] == {method.record.name: method.record_digest for method in two_methods.methods}
@@ -637,7 +684,9 @@ def test_without_the_backbone_everything_but_the_model_is_shown(
     assert "lite0-logistic_regression: the model is not in MLflow yet" in capsys.readouterr().err
     (artifacts.BACKBONES / "lite0").mkdir(parents=True)
     track.main(tracked, log=NoLog())
-    assert "1 added, 5 already there" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "MLflow: 1/2 head · lite0: nothing to add\nMLflow: 2/2 logistic_regression · lite0: 1 run added\n" in said
+    assert "1 added, 5 already there" in said
 
 
 def test_the_ui_takes_the_next_free_port() -> None:

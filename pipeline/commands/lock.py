@@ -1,13 +1,14 @@
 """Say which outputs in dvc.lock are identical to those of the committed dvc.lock.
 
-`dvc repro` rewrites dvc.lock without a word when a result differs, so comparing is done here.
+`dvc repro` rewrites dvc.lock without a word when a result differs, so comparing is done here. It also keeps entries of
+stages that are no more, such as a classifier taken out of params.yaml; these are named and not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     if not LOCK.is_file():
         raise ArtifactError(f"{LOCK} is missing: run `dvc repro`")
+    names = declared()
     current = outputs(yaml.safe_load(LOCK.read_text(encoding="utf-8")))
+    left_over = sorted({stage for stage, _ in current} - names)
+    current = of_stages(current, names)
     text = committed_text(arguments.revision)
     if text is None:
         say(f"No {LOCK} at {arguments.revision}: nothing to compare {len(current)} outputs with")
         return 1 if arguments.check else 0
-    comparison = compare(outputs(yaml.safe_load(text)), current)
+    comparison = compare(of_stages(outputs(yaml.safe_load(text)), names), current)
     say(describe(comparison, arguments.revision))
+    if left_over:
+        say(f"not counted, because dvc.yaml and params.yaml no longer declare them: {', '.join(left_over)}")
     return 1 if arguments.check and comparison.changes else 0
 
 
@@ -64,6 +70,23 @@ def outputs(lock: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
         for name, stage in stages.items()
         for output in stage.get("outs", ())
     }
+
+
+def declared() -> set[str]:
+    """Return the names of the stages that dvc.yaml declares with today's params.yaml, each item of a matrix for one."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return {stage.addressing for stage in repo.index.stages}
+    except DvcException as error:
+        raise BakeoffError(f"DVC cannot read dvc.yaml: {error}") from None
+
+
+def of_stages(found: Outputs, names: Collection[str]) -> dict[tuple[str, str], str]:
+    """Return the outputs of the stages called ``names``."""
+    return {(stage, path): digest for (stage, path), digest in found.items() if stage in names}
 
 
 def compare(committed: Outputs, current: Outputs) -> Comparison:

@@ -1,7 +1,8 @@
 """Fill MLflow from the records, so that a finished `dvc repro` leaves it complete.
 
-The marker says which records the store was filled from. It lies beside the store and is deleted with it, so that the
-next `dvc repro` fills a new one.
+The marker says which records were to be shown. It lies beside the store and is deleted with it, so that the next
+`dvc repro` fills a new one. It is also written when the store could not be reached: that fails no stage and repeats
+none, it is a warning that names the command to call once the store is back.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pipeline.progress import Log, say
 READS = ("seed", "dataset", "split", "images", "compute", "selection", "backbones", "backbone", "classifiers",
          "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
 FIGURES = artifacts.RESULTS / "figures"
+TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
-INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(FIGURES))
+INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(TEXT), str(FIGURES))
 OUTPUTS = (str(MARKER),)
 
 
@@ -54,13 +56,15 @@ def collect(params: Params) -> tracking.Comparison:
     if missing := sorted(runs.keys() - entries.keys()):
         raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} lacks {', '.join(missing)}: run `dvc repro`")
     sha256 = identity.remembering()
-    files = (artifacts.LEADERBOARD.with_suffix(".md"), artifacts.LEADERBOARD, FIGURES)
+    selected_by = params.block("selection", metrics.SelectionParams).metric
     return tracking.Comparison(
         dataset=values["dataset"]["source"],
+        selected_by=selected_by,
+        smaller_is_better=selected_by in metrics.LOWER_IS_BETTER,
         parts=tuple(_part(name) for name in artifacts.PARTS),
         methods=tuple(_method(runs[name], entries[name], params, sha256) for name in entries if name in runs),
         environment=provenance.environment(),
-        files=tuple(path for path in files if path.exists()),
+        files=tuple(path for path in (TEXT, artifacts.LEADERBOARD, FIGURES) if path.exists()),
     )
 
 

@@ -62,9 +62,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a store is to show: the methods, best first, and what they share."""
+    """Everything a store is to show: the methods, best first, and what they share.
+
+    ``selected_by``: the metric by which validation chose; ``smaller_is_better``: of that metric.
+    """
 
     dataset: str
+    selected_by: str
+    smaller_is_better: bool
     parts: tuple[DataSet, ...]
     methods: tuple[Method, ...]
     environment: Mapping[str, str]
@@ -84,8 +89,13 @@ def method_name(network: str, method: str) -> str:
 def method_tags(*, network: str, method: str, stage: str, dataset: str) -> dict[str, str]:
     """Return the tags that a run has from its first moment to its last."""
     return {
-        "level": "method", "method": method, "stage": stage, "backbone": network, "dataset": dataset,
+        "level": "method", "method": method, "stage": stage, "dataset": dataset, **network_tags(network, stage)
     }  # fmt: skip
+
+
+def network_tags(network: str, stage: str) -> dict[str, str]:
+    """Return the network's name; it is a backbone, too, unless it was trained from random weights."""
+    return {"network": network} | ({} if stage == "scratch" else {"backbone": network})
 
 
 def environment_tags(environment: Mapping[str, str], digest: str, *, witnessed: bool) -> dict[str, str]:
@@ -143,16 +153,18 @@ def parameters(method: Method, candidate: int | None = None) -> dict[str, str]:
     return flatten(method.record.parameters) | flatten(chosen.parameters) | {"candidate": chosen.name}
 
 
-def description(method: Method) -> str:
-    """Return one paragraph of Markdown for the page of a method's run."""
+def description(method: Method, selected_by: str) -> str:
+    """Return one paragraph of Markdown for the page of a method's run: the metric that chose, and the usual two."""
+    shown = tuple(dict.fromkeys([selected_by, "accuracy", "roc_auc"]))
     record = method.record
     chosen = record.candidates[record.selected]
     of_many = f", the best of {len(record.candidates)} candidates on validation" if len(record.candidates) > 1 else ""
-    results = [f"validation {name.replace('_', ' ')} {value:.3f}" for name, value in _leading(method)]
+    scores = method.validation[method.record.selected]
+    results = [f"validation {name.replace('_', ' ')} {scores[name]:.3f}" for name in shown if name in scores]
     results += [
         f"test {name.replace('_', ' ')} **{score.value:.3f}** [{score.low:.3f}, {score.high:.3f}]"
-        for name, score in method.test.items()
-        if name in ("accuracy", "roc_auc")
+        for name in shown
+        if (score := method.test.get(name))
     ]
     title = "**Champion.** " if method.champion else ""
     return f"{title}`{record.method}` on `{record.network}`: {chosen.name}{of_many}; {', '.join(results)}."
@@ -181,11 +193,6 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def text(flag: bool) -> str:
     return "true" if flag else "false"
-
-
-def _leading(method: Method) -> list[tuple[str, float]]:
-    scores = method.validation[method.record.selected]
-    return [(name, scores[name]) for name in ("accuracy", "roc_auc") if name in scores]
 
 
 def _git(*arguments: str) -> str | None:

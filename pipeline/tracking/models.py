@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
+import re
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +25,6 @@ if TYPE_CHECKING:
 NAME = "model"
 SERVING = provenance.ROOT / "pipeline" / "tracking" / "serving.py"
 
-_ALWAYS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "openvino", "keras", "tensorflow",
-           "tensorflow-cpu")  # fmt: skip
-_FOR_SWEEPS = ("scikit-learn", "joblib")
-_FOR_METHOD = {"lightgbm": ("lightgbm",), "catboost": ("catboost",), "xgboost": ("xgboost", "xgboost-cpu")}
-
 
 def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
     """Log the method's model unless the run has it; return the path that is missing for it, or an empty string."""
@@ -40,7 +39,7 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
         client.delete_logged_model(known.model_id)
     model = client.create_logged_model(
         experiment, NAME, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
-        tags={"method": method.record.method, "backbone": method.record.network},
+        tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / NAME, run, method, model_id=model.model_id)
@@ -80,17 +79,36 @@ def signature(classes: list[str]) -> ModelSignature:
 
 
 def requirements(method: Method) -> list[str]:
-    """Return the packages the model needs, pinned to what is installed. MLflow would load the model to find out."""
-    names = list(_ALWAYS)
+    """Return the packages that the model's code imports, pinned to what is installed, sorted.
+
+    MLflow would load the model to find out.
+    """
+    modules = ["pipeline.predictor"]
     if method.record.stage == "sweep":
-        names += [*_FOR_SWEEPS, *_FOR_METHOD.get(method.record.method, ())]
-    pinned = []
-    for name in names:
-        try:
-            pinned.append(f"{name}=={metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue  # tensorflow and tensorflow-cpu exclude each other
-    return pinned
+        modules.append(f"pipeline.classifiers.{method.record.method}")  # by name, so no import leads there
+    files = {SERVING, *(provenance.ROOT / file for name in modules for file in provenance.import_closure(name))}
+    imported = {name for file in files for name in _imported_packages(file)}
+    packages = {_canonical(package) for name in imported for package in _packages().get(name, ())}
+    return sorted(f"{package}=={metadata.version(package)}" for package in packages)
+
+
+def _imported_packages(file: Path) -> set[str]:
+    """Return the first part of every name that a file imports, wherever in the file it does so."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def _canonical(package: str) -> str:
+    """Return a package's name as PEP 503 writes it: one package may call itself PyYAML and Py_YAML."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """Return {name to import: the installed packages that hold it}."""
+    return metadata.packages_distributions()
 
 
 def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:

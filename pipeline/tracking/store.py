@@ -94,8 +94,9 @@ def connect(store: Store, experiment: str) -> Connection:
         client = MlflowClient(tracking_uri=store.uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            tags = view.experiment_tags()
-            created = client.create_experiment(experiment, artifact_location=store.artifacts, tags=tags)
+            created = client.create_experiment(
+                experiment, artifact_location=store.artifacts, tags=view.NEW_EXPERIMENT
+            )
             return Connection(store, client, created)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)

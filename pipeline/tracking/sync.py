@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
-from pipeline.tracking import calls, contents, models, processes, store
+from pipeline.progress import progress, say
+from pipeline.tracking import calls, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
@@ -44,7 +45,13 @@ class Report:
 
 
 def sync(place: Store, comparison: Comparison) -> Report:
-    """Make the store show the comparison. Raises TrackingError if it cannot be reached, read or written."""
+    """Make the store show the comparison, saying so a line a method.
+
+    Raises TrackingError if it cannot be reached, read or written.
+    """
+    # Not Path.exists, which raises where the folder may not be read: a store never fails a stage.
+    is_new = place.database is not None and not os.path.exists(place.database)
+    say("MLflow: creating the store, which takes some seconds" if is_new else "MLflow: opening the store")
     connection = store.connect(place, contents.experiment_name(comparison.dataset))
     with store.lock(place, "sync"), store.translated(place):
         return _Sync(connection, comparison).run()
@@ -63,12 +70,16 @@ class _Sync:
         self.warnings: list[str] = []
 
     def run(self) -> Report:
+        self.save_views()
         self.close_dead_runs()
-        # The UI lists the newest first, and the methods come best first.
-        for position, method in enumerate(reversed(self.comparison.methods)):
-            self.method(method, position)
-        self.mark_current()
         methods = self.comparison.methods
+        # The UI lists the newest first, and the methods come best first.
+        for position, method in enumerate(reversed(methods)):
+            before = self.added
+            self.method(method, position)
+            name = contents.method_name(method.record.network, method.record.method)
+            say(f"MLflow: {position + 1}/{len(methods)} {name}: {_added(self.added - before)}")
+        self.mark_current()
         candidates = sum(len(method.record.candidates) for method in methods)
         return Report(self.connection.experiment, len(methods), candidates, self.added, tuple(self.warnings))
 
@@ -83,6 +94,14 @@ class _Sync:
         for run in runs:
             self.candidates(method, run, children, parents={other.info.run_id for other in runs})
             self.complete_method(method, run)
+
+    def save_views(self) -> None:
+        """Keep the saved views around the metric that chooses today."""
+        known = self.client.get_experiment(self.connection.experiment).tags
+        wanted = view.tags(self.comparison.selected_by, smaller_is_better=self.comparison.smaller_is_better)
+        for name, value in wanted.items():
+            if known.get(name) != value:
+                self.client.set_experiment_tag(self.connection.experiment, name, value)
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
@@ -120,7 +139,8 @@ class _Sync:
     def changing_tags(self, method: Method) -> dict[str, str]:
         """Return the tags that another comparison of the same record may change."""
         parts = {f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts}
-        return {"champion": text(method.champion), contents.NOTE: contents.description(method), **parts}
+        note = contents.description(method, self.comparison.selected_by)
+        return {"champion": text(method.champion), contents.NOTE: note, **parts}
 
     def complete_method(self, method: Method, run: Run) -> None:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
@@ -177,7 +197,13 @@ class _Sync:
             for child in children
             if tag(child, contents.PARENT) not in parents and tag(child, "environment") == tag(parent, "environment")
         }
-        for index, candidate in enumerate(method.record.candidates):
+        told = progress(
+            method.record.candidates,
+            total=len(method.record.candidates),
+            label=f"MLflow: {method.record.name}",
+            unit="candidates",
+        )
+        for index, candidate in enumerate(told):
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
@@ -200,7 +226,7 @@ class _Sync:
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
         record, candidate = method.record, method.record.candidates[index]
-        shared = ("method", "stage", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
+        shared = ("method", "stage", "network", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
                   "git_commit", "git_dirty", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit",
                   "mlflow.user")  # fmt: skip
         tags = {name: parent.data.tags[name] for name in shared if name in parent.data.tags}
@@ -263,6 +289,10 @@ class _Sync:
             children = calls.search(self.connection, f"tags.`{contents.PARENT}` = '{run.info.run_id}'")
             for one in (*children, run):
                 calls.log(self.client, one, tags={"current": text(is_current)} | demoted)
+
+
+def _added(count: int) -> str:
+    return f"{count} run{'s' if count > 1 else ''} added" if count else "nothing to add"
 
 
 def _complete(run: Run) -> bool:

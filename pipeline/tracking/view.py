@@ -7,42 +7,39 @@ experiment, each an envelope around the state of the page. An MLflow that knows 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 METHODS = "methods"
-COLUMNS = (
-    "metrics.`test_accuracy`",
-    "metrics.`test_accuracy_low`",
-    "metrics.`test_accuracy_high`",
-    "metrics.`test_roc_auc`",
-    "metrics.`validation_accuracy`",
-    "metrics.`validation_roc_auc`",
-    "params.`candidate`",
-    "tags.`champion`",
-)
-_VIEWS: dict[str, tuple[str, dict[str, Any]]] = {
-    METHODS: (
-        "Methods, best on validation first",
-        {
-            "searchFilter": "tags.level = 'method' and tags.current = 'true'",
-            "orderByKey": "metrics.`validation_accuracy`",
-            "orderByAsc": False,
-        },
-    ),
+CANDIDATES = "candidates"
+# Otherwise the UI opens on its pages for language models.
+NEW_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def tags(selected_by: str, *, smaller_is_better: bool) -> dict[str, str]:
+    """Return the experiment's tags that hold the saved views, around the metric by which validation chose."""
+    best_first = {
+        "searchFilter": "tags.level = 'method' and tags.current = 'true'",
+        "orderByKey": f"metrics.`validation_{selected_by}`",
+        "orderByAsc": smaller_is_better,
+    }
     # Sorted by a metric, the table would not nest the candidates under their methods.
-    "candidates": ("Methods and their candidates", {"searchFilter": "tags.current = 'true'"}),
-}
-
-
-def experiment_tags() -> dict[str, str]:
-    """Return the tags of a new experiment: the saved views, and that it is about training models."""
-    # Otherwise the UI opens on its pages for language models.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    for key, (name, state) in _VIEWS.items():
-        page = json.dumps({**state, "selectedColumns": list(COLUMNS)})
+    nested = {"searchFilter": "tags.current = 'true'"}
+    views = {
+        METHODS: ("Methods, best on validation first", best_first),
+        CANDIDATES: ("Methods and their candidates", nested),
+    }
+    found = {}
+    for key, (name, state) in views.items():
+        page = json.dumps({**state, "selectedColumns": columns(selected_by)})
         view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": page}
-        tags[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
-    return tags
+        found[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
+    return found
+
+
+def columns(selected_by: str) -> list[str]:
+    """Return the columns: the metric that chose, on test with its interval, then ROC-AUC, on test and validation."""
+    names = [f"test_{selected_by}", f"test_{selected_by}_low", f"test_{selected_by}_high", "test_roc_auc"]
+    names += [f"validation_{selected_by}", "validation_roc_auc"]
+    return [*(f"metrics.`{name}`" for name in dict.fromkeys(names)), "params.`candidate`", "tags.`champion`"]
 
 
 def address(server: str, experiment: str, view: str = METHODS) -> str:
