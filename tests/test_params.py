@@ -108,8 +108,9 @@ def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
     directory.mkdir(parents=True)
     networks.save(keras.Model(inputs, outputs), directory)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2, map_layer="block1_conv",
+        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2,
         prediction_layer="predictions", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")], weights={},
+        cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, directory)
     return spec
