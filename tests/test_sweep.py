@@ -30,7 +30,7 @@ BLOCKS = {
         "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.5], "min_data_in_leaf": [5], **ONE},
     },
     "logistic_regression": {"search": "grid", "grid": {"C": [0.0001, 0.1, 1.0], **ONE}},
-    "rbf_svm": {"search": "grid", "grid": {"C": [1.0], "gamma": ["scale"], **ONE}},
+    "rbf_svm": {"search": "grid", "exact_up_to": 10_000, "components": 50, "grid": {"C": [1.0], "gamma": ["scale"], **ONE}},
 }  # fmt: skip
 VALUES = {
     "seed": 0,
@@ -140,24 +140,25 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_in_the_same_bytes(project,
     undisturbed = contents(RUN)
     shutil.rmtree(RUN)
     fitted = []
-    fit = logistic_regression.fit
+    fit = logistic_regression.Fitter.fit
 
-    def killed(parameters, *args, **kwargs):
+    def killed(self, parameters, start=None):
         if len(fitted) == 2:
             raise KeyboardInterrupt
         fitted.append(parameters["C"])
-        return fit(parameters, *args, **kwargs)
+        return fit(self, parameters, start)
 
-    monkeypatch.setattr(logistic_regression, "fit", killed)
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not RUN.exists()
 
-    def resumed(parameters, *args, **kwargs):
+    def resumed(self, parameters, start=None):
         fitted.append(parameters["C"])
-        return fit(parameters, *args, **kwargs)
+        assert start is not None  # the solution next to it on the path, which the killed sweep found
+        return fit(self, parameters, start)
 
-    monkeypatch.setattr(logistic_regression, "fit", resumed)
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", resumed)
     log = Steps()
     run(log=log)
     assert fitted == [0.0001, 0.1, 1.0]

@@ -3,9 +3,10 @@
 A family's module has
 
 - ``Params``: its block of params.yaml, a `search.Search`;
-- ``fit(parameters, train, validation, *, n_classes, params, seed, threads) -> family.Fit``: a pure function;
+- ``Fitter``: a `family.Fitter`, made once for a sweep; its ``fit`` trains one candidate and keeps what the next one can
+  use: `family.Task.prepared` for scaled features, attributes of its own for a kernel matrix or a binned data set;
 - ``load(directory) -> family.Model``: what ``Model.save(directory)`` wrote.
 
-Importing a family imports no learning library; ``fit`` and ``load`` do. A new family is one module here, one line in
-`table` and one block in params.yaml.
+Importing a family imports no learning library; making its Fitter and ``load`` do. A new family is one module here, one
+line in `table` and one block in params.yaml. `newton` and `sigmoid` are solvers that families share.
 """

@@ -53,56 +53,60 @@ class Model:
         self.booster.save_model(str(directory / MODEL_FILE))
 
 
-def fit(
-    parameters: dict[str, Any],
-    train: family.Examples,
-    validation: family.Examples,
-    *,
-    n_classes: int,
-    params: Params,
-    seed: int,
-    threads: int,
-) -> family.Fit:
-    """Train one candidate. Not converged: the validation loss still improved when the last tree was built."""
-    import catboost
+class Fitter(family.Fitter):
+    """Builds the pools once. Not converged: the validation loss still improved when the last tree was built."""
 
-    preparation = family.Preparation.learn(train, n_classes=n_classes, scale=parameters["scale"])
-    features, labels = preparation.examples(train)
-    weights = family.sample_weights(labels, parameters["class_weight"])
-    k = len(preparation.seen)
-    loss = "Logloss" if k == 2 else "MultiClass"
-    booster = catboost.CatBoostClassifier(
-        loss_function=loss,
-        iterations=params.trees,
-        depth=parameters["depth"],
-        learning_rate=parameters["learning_rate"],
-        rsm=parameters["feature_fraction"],
-        l2_leaf_reg=parameters["l2_leaf_reg"],
-        random_seed=seed,
-        thread_count=threads,
-        use_best_model=True,
-        od_type="Iter",
-        od_wait=params.patience,
-        # CatBoost writes catboost_info/ into the working directory, which would dirty the repository.
-        allow_writing_files=False,
-        logging_level="Silent",
-    )
-    booster.fit(
-        catboost.Pool(features, labels, weight=weights),
-        eval_set=catboost.Pool(*preparation.examples(validation)),
-    )
-    history = [float(value) for value in booster.get_evals_result()["validation"][loss]]
-    best = booster.best_iteration_ + 1
-    # CatBoost stores a random identifier, the time, and the number of threads, which is a property of the machine.
-    metadata = booster.get_metadata()
-    metadata["model_guid"] = metadata["train_finish_time"] = ""
-    metadata["params"] = re.sub(r'"thread_count":\d+', '"thread_count":1', metadata["params"])
-    return family.Fit(
-        Model(preparation, booster),
-        converged=len(history) - best >= params.patience,
-        notes={"best_iteration": best},
-        history={"validation_log_loss": history},
-    )
+    def __init__(self, task: family.Task, params: Params):
+        import catboost
+
+        super().__init__(task, params)
+        self._catboost = catboost
+        self._pools: dict[str | None, tuple[catboost.Pool, catboost.Pool]] = {}
+
+    def fit(self, parameters: dict[str, Any], start: family.Model | None = None) -> family.Fit:
+        prepared = self.task.prepared(parameters["scale"])
+        training, validation = self._pooled(prepared, parameters["scale"])
+        training.set_weight(family.sample_weights(prepared.labels, parameters["class_weight"]))
+        loss = "Logloss" if prepared.k == 2 else "MultiClass"
+        booster = self._catboost.CatBoostClassifier(
+            loss_function=loss,
+            iterations=self.params.trees,
+            depth=parameters["depth"],
+            learning_rate=parameters["learning_rate"],
+            rsm=parameters["feature_fraction"],
+            l2_leaf_reg=parameters["l2_leaf_reg"],
+            random_seed=self.task.seed,
+            thread_count=self.task.threads,
+            use_best_model=True,
+            od_type="Iter",
+            od_wait=self.params.patience,
+            # CatBoost writes catboost_info/ into the working directory, which would dirty the repository.
+            allow_writing_files=False,
+            logging_level="Silent",
+        )
+        booster.fit(training, eval_set=validation)
+        history = [float(value) for value in booster.get_evals_result()["validation"][loss]]
+        best = booster.best_iteration_ + 1
+        # CatBoost stores a random identifier, the time, and the number of threads, a property of the machine.
+        metadata = booster.get_metadata()
+        metadata["model_guid"] = metadata["train_finish_time"] = ""
+        metadata["params"] = re.sub(r'"thread_count":\d+', '"thread_count":1', metadata["params"])
+        model = Model(prepared.preparation, booster)
+        return family.Fit(
+            model,
+            model.predict_proba(self.task.validation[0]),
+            converged=len(history) - best >= self.params.patience,
+            notes={"best_iteration": best},
+            history={"validation_log_loss": history},
+        )
+
+    def _pooled(self, prepared: family.Prepared, scale: str | None) -> tuple[catboost.Pool, catboost.Pool]:
+        if scale not in self._pools:
+            self._pools[scale] = (
+                self._catboost.Pool(prepared.features, prepared.labels),
+                self._catboost.Pool(*prepared.preparation.examples(self.task.validation)),
+            )
+        return self._pools[scale]
 
 
 def load(directory: Path) -> Model:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from pipeline.errors import BakeoffError
-from pipeline.params import ParamsError
+from pipeline.params import Block, ParamsError
 
 Examples = tuple[np.ndarray, np.ndarray]  # features float32 (n, width), labels int (n,)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 PREPARATION_FILE = "preparation.npz"
+ROWS_AT_ONCE = 512  # rows of a block; with the bound below, whatever the number of threads
+MOST_BLOCKS = 64
 
 
 class ClassifierError(BakeoffError):
@@ -37,9 +45,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model and how training went; ``history`` maps a name to one value an iteration."""
+    """A trained model and how training went; ``history`` maps a name to one value an iteration.
+
+    ``validation``: the model's probabilities of all validation images, float32 (n, n_classes).
+    """
 
     model: Model
+    validation: np.ndarray
     converged: bool = True
     notes: dict[str, float | int | str] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -72,13 +84,19 @@ class Preparation:
             raise ClassifierError(f"all {features.shape[1]} features are constant over the training images")
         if scale is None:
             return cls(n_classes, seen, np.empty(0), np.empty(0))
+        mean = features.mean(axis=0, dtype=np.float64)
+        # By blocks, because `std` makes two float64 copies of all features.
+        squares = sum(((features[rows] - mean) ** 2).sum(axis=0) for rows in blocks(len(features)))
         # The computed deviation of a constant is not always 0 but may be rounding noise, which would blow it up.
-        deviation = np.where(varies, features.std(axis=0, dtype=np.float64), 1.0)
-        return cls(n_classes, seen, features.mean(axis=0, dtype=np.float64), deviation)
+        return cls(n_classes, seen, mean, np.where(varies, np.sqrt(squares / len(features)), 1.0))
 
     def features(self, features: np.ndarray) -> np.ndarray:
         """Return features as the classifier takes them, float64 if scaled, else as they are."""
-        return (features - self.mean) / self.deviation if len(self.mean) else features
+        if not len(self.mean):
+            return features
+        scaled = features - self.mean
+        scaled /= self.deviation
+        return scaled
 
     def examples(self, examples: Examples) -> Examples:
         """Return (prepared features, labels 0..k-1) of the images whose class training has seen.
@@ -110,6 +128,115 @@ class Preparation:
             return cls(int(arrays["n_classes"]), arrays["seen"], arrays["mean"], arrays["deviation"])
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A task's features as classifiers take them with one value of ``scale``: float64 if scaled, else as they are.
+
+    ``features`` (n, width) and ``labels`` int (n,) in 0..k-1 are of training; ``validation`` (m, width) is of all
+    validation images.
+    """
+
+    preparation: Preparation
+    features: np.ndarray
+    labels: np.ndarray
+    validation: np.ndarray
+
+    @property
+    def k(self) -> int:
+        return len(self.preparation.seen)
+
+
+class Task:
+    """What all candidates of one sweep are fitted to, prepared once, and the threads they may use.
+
+    ``seed``: of everything that a family draws. ``threads``: at most so many at once; with `map`, results do not
+    depend on it.
+    """
+
+    def __init__(self, train: Examples, validation: Examples, *, n_classes: int, seed: int, threads: int):
+        self.train, self.validation = train, validation
+        self.n_classes, self.seed, self.threads = n_classes, seed, threads
+        self._prepared: dict[str | None, Prepared] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def prepared(self, scale: Literal["standard"] | None) -> Prepared:
+        """Return the features under one scaling, computed once. Raises ClassifierError as `Preparation.learn` does."""
+        if scale not in self._prepared:
+            preparation = Preparation.learn(self.train, n_classes=self.n_classes, scale=scale)
+            features, labels = preparation.examples(self.train)
+            self._prepared[scale] = Prepared(
+                preparation, features, labels, preparation.features(self.validation[0])
+            )
+        return self._prepared[scale]
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield ``function(item)`` in the order of ``items``, computed in up to ``threads`` threads.
+
+        A function that spends its time in NumPy, LAPACK or LIBSVM runs on several cores, because these release the
+        interpreter's lock. Where BLAS is kept to one thread each (`one_blas_thread`), every item's result is the same
+        whatever the number of threads, and no library waits for cores that another one has taken.
+        """
+        if self.threads == 1:
+            return map(function, items)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="classifiers")
+        return self._pool.map(function, items)
+
+
+class Fitter:
+    """Fits the candidates of one family to one task. What they share is computed once and kept here.
+
+    A family derives from this and writes `fit`; `start` only if a candidate gains by beginning at another's solution.
+    """
+
+    def __init__(self, task: Task, params: Block):
+        self.task, self.params = task, params
+
+    def start(self, points: Sequence[dict[str, Any]], index: int) -> int | None:
+        """Return which of the candidates before ``index`` its fit begins at, if any; decided by the points alone."""
+        return None
+
+    def fit(self, parameters: dict[str, Any], start: Model | None = None) -> Fit:
+        """Train one candidate; ``start`` is the model of the candidate that the method `start` named.
+
+        A function of these two, the task and the params: not of what was fitted before, nor of the number of threads.
+        """
+        raise NotImplementedError
+
+
+def fit_all(fitter: Fitter, points: Sequence[dict[str, Any]]) -> Iterator[Fit]:
+    """Yield the fit of every candidate, in order."""
+    models: list[Model] = []
+    for index, parameters in enumerate(points):
+        start = fitter.start(points, index)
+        fit = fitter.fit(parameters, None if start is None else models[start])
+        models.append(fit.model)
+        yield fit
+
+
+def blocks(n: int) -> list[slice]:
+    """Return consecutive slices that cover ``n`` rows, at most `MOST_BLOCKS`; they depend on n alone."""
+    rows = max(ROWS_AT_ONCE, -(-n // MOST_BLOCKS))
+    return [slice(first, min(first + rows, n)) for first in range(0, n, rows)]
+
+
+def one_blas_thread(function: Function) -> Function:
+    """Decorate a function that calls BLAS: each call runs in the calling thread alone.
+
+    Several BLAS threads would change the last digits with their number, and on busy cores they wait for each other: a
+    product of a 1,574 x 1,280 matrix and a vector then takes 12 ms instead of 0.5.
+    """
+
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, user_api="blas"):
+            return function(*args, **kwargs)
+
+    return limited
+
+
 def sample_weights(labels: np.ndarray, class_weight: Literal["balanced"] | None) -> np.ndarray:
     """Return float64 (n,) with mean 1: ones, or n / (classes * images of the class) as in King and Zeng (2001)."""
     if class_weight is None:
@@ -127,6 +254,6 @@ def find(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name != f"pipeline.classifiers.{name}":
                 raise
-    if not hasattr(module, "fit"):
+    if not hasattr(module, "Fitter"):
         raise ParamsError(f"params.yaml: classifiers.{name}: there is no family pipeline/classifiers/{name}.py")
     return module

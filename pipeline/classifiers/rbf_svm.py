@@ -1,4 +1,8 @@
-"""Support vector machine with a Gaussian kernel: scikit-learn (LIBSVM), probabilities by Platt's sigmoids."""
+"""Support vector machine with a Gaussian kernel: scikit-learn (LIBSVM), probabilities by Platt's sigmoids.
+
+Training takes time between the square and the cube of the number of images. Above ``exact_up_to`` of them, a linear
+machine on kernel values with ``components`` of the training images takes its place (`nystroem`).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,12 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline.classifiers import family, search
+from pipeline.classifiers import family, nystroem, search, sigmoid
+from pipeline.progress import say
 
 MODEL_FILE = "model.npz"
 FOLDS = 5
-# Up to here all kernel values are computed once, as one matrix product (n * n float64, 800 MB), and shared by the fits
-# of the folds; beyond, LIBSVM computes them as it needs them.
-LARGEST_KERNEL = 10_000
+TOLERANCE = 1e-3  # of LIBSVM's optimum, as in scikit-learn
 
 
 def _gamma(value: Any) -> str | float:
@@ -36,16 +39,24 @@ class Grid(search.Grid):
 
 
 class Params(search.Search):
+    """``exact_up_to``: training images; above, an approximation with ``components`` of them is fitted.
+
+    An exact machine keeps two matrices of training images squared in memory, 16 bytes an entry.
+    """
+
+    exact_up_to: Annotated[int, pydantic.Field(ge=0)]
+    components: Annotated[int, pydantic.Field(ge=1)]
     grid: Grid
 
 
 @dataclass(frozen=True)
 class Model:
-    """``vectors`` float32 (m, width), not scaled, grouped by class; ``counts`` int (k,) of them a class.
+    """``vectors`` float32 (m, width), not scaled. Exact: the support vectors, grouped by class, ``counts`` int (k,) a
+    class, ``dual`` float64 (k - 1, m) and ``intercepts`` (pairs of classes,) as in LIBSVM. Approximate: the images that
+    kernel values are taken with, ``counts`` empty, ``dual`` (k, m) and ``intercepts`` (k,) of each class against the
+    rest, one row for the second of two. ``sigmoids``: (2, k), or (2, 1).
 
-    ``dual`` float64 (k - 1, m) and ``intercepts`` (pairs of classes,) as in LIBSVM; ``sigmoids`` (2, k), or (2, 1) for
-    the second of two classes. Plain arrays, because a pickle ties the file to one version of scikit-learn and runs
-    code when it is opened.
+    Plain arrays, because a pickle ties the file to one version of scikit-learn and runs code when it is opened.
 
     The class with the highest probability is the prediction; it can differ from the sign of the decision function,
     which nothing here uses.
@@ -59,21 +70,17 @@ class Model:
     gamma: np.ndarray
     sigmoids: np.ndarray
 
+    @family.one_blas_thread
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        from scipy.special import expit
-        from sklearn.metrics.pairwise import rbf_kernel
-
-        prepared = self.preparation.features(features).astype(np.float64)
         vectors = self.preparation.features(self.vectors).astype(np.float64)
-        decisions = self._decisions(rbf_kernel(prepared, vectors, gamma=float(self.gamma)))
-        slopes, offsets = self.sigmoids
-        probabilities = expit(-(slopes * decisions + offsets))
-        if len(self.counts) == 2:
-            return self.preparation.probabilities(probabilities[:, 0])
-        total = probabilities.sum(axis=1, keepdims=True)
-        # Far from every class all sigmoids can underflow to 0: then nothing is known.
-        uniform = np.full_like(probabilities, 1 / len(self.counts))
-        return self.preparation.probabilities(np.divide(probabilities, total, out=uniform, where=total > 0))
+        results = [self._probabilities(features[rows], vectors) for rows in family.blocks(len(features))]
+        return np.concatenate(results)
+
+    def _probabilities(self, features: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        prepared = self.preparation.features(features).astype(np.float64)
+        kernel = np.exp(-self.gamma * nystroem.squared_distances(prepared, vectors))
+        decisions = decide(kernel, self.counts, self.dual, self.intercepts)
+        return self.preparation.probabilities(sigmoid.probabilities(decisions, self.sigmoids))
 
     def cost(self) -> tuple[int, int]:
         parameters = self.vectors.size + self.dual.size + self.intercepts.size + self.sigmoids.size
@@ -84,78 +91,203 @@ class Model:
         arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "preparation"}
         np.savez(directory / MODEL_FILE, **arrays)
 
-    def _decisions(self, kernel: np.ndarray) -> np.ndarray:
-        """Return float64 (n, k), or (n, 1) for two classes, from kernel values (n, m).
 
-        More than two classes: votes of all pairs, ties broken by their summed decisions, as in scikit-learn's
-        ``SVC(decision_function_shape="ovr")``.
-        """
-        k = len(self.counts)
-        if k == 2:
-            return kernel @ self.dual.T + self.intercepts
-        ends = np.cumsum(self.counts)
-        of_class = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
-        votes, confidence = np.zeros((2, len(kernel), k))
-        for pair, (i, j) in enumerate(itertools.combinations(range(k), 2)):
-            decision = self.intercepts[pair] + kernel[:, of_class[i]] @ self.dual[j - 1, of_class[i]]
-            decision += kernel[:, of_class[j]] @ self.dual[i, of_class[j]]
-            votes[:, i] += decision >= 0
-            votes[:, j] += decision < 0
-            confidence[:, i] += decision
-            confidence[:, j] -= decision
-        return votes + confidence / (3 * (np.abs(confidence) + 1))
+def decide(kernel: np.ndarray, counts: np.ndarray, dual: np.ndarray, intercepts: np.ndarray) -> np.ndarray:
+    """Return decisions float64 (n, k), or (n, 1) for two classes, from kernel values (n, m) and a `Model`'s arrays.
+
+    An exact machine of more than two classes: votes of all pairs, ties broken by their summed decisions, as in
+    scikit-learn's ``SVC(decision_function_shape="ovr")``.
+    """
+    k = len(counts)
+    if k in (0, 2):
+        return kernel @ dual.T + intercepts
+    ends = np.cumsum(counts)
+    of_class = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    votes, confidence = np.zeros((2, len(kernel), k))
+    for pair, (i, j) in enumerate(itertools.combinations(range(k), 2)):
+        decision = intercepts[pair] + kernel[:, of_class[i]] @ dual[j - 1, of_class[i]]
+        decision += kernel[:, of_class[j]] @ dual[i, of_class[j]]
+        votes[:, i] += decision >= 0
+        votes[:, j] += decision < 0
+        confidence[:, i] += decision
+        confidence[:, j] -= decision
+    return votes + confidence / (3 * (np.abs(confidence) + 1))
 
 
-def fit(
-    parameters: dict[str, Any],
-    train: family.Examples,
-    validation: family.Examples,
-    *,
-    n_classes: int,
-    params: Params,
-    seed: int,
-    threads: int,
-) -> family.Fit:
-    """Train one candidate; ``validation`` and ``params`` are not needed.
+class Fitter(family.Fitter):
+    """One matrix of distances for all candidates, one kernel for all ``C``, class weights and folds.
 
     The sigmoids are learned from decisions on training images that were held out, in up to five folds, fewer if a
     class has fewer images. A class with a single image cannot be held out; then they are learned from the decisions on
     the images trained on, and the note ``folds`` is 0. Weights count in the sigmoids too: balanced probabilities are
     those of classes that are equally frequent, as in the other families.
     """
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.metrics.pairwise import rbf_kernel
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.svm import SVC
-    from threadpoolctl import threadpool_limits
 
-    preparation = family.Preparation.learn(train, n_classes=n_classes, scale=parameters["scale"])
-    features, labels = preparation.examples(train)
-    weights = family.sample_weights(labels, parameters["class_weight"])
-    everything = np.arange(len(labels))
+    def __init__(self, task: family.Task, params: Params):
+        # Before BLAS is limited to one thread, so that the limit reaches SciPy's copy of it.
+        import sklearn.svm  # noqa: F401
+
+        super().__init__(task, params)
+        self._distances: dict[str | None, _Distances] = {}
+        self._approximations: dict[tuple[str | None, float], nystroem.Approximation] = {}
+        self._approximate = len(task.train[1]) > params.exact_up_to
+        if self._approximate:
+            say(
+                f"{len(task.train[1])} training images are more than exact_up_to ({params.exact_up_to}): the kernel is "
+                f"approximated with {min(params.components, len(task.train[1]))} of them (Nystroem)"
+            )
+
+    @family.one_blas_thread
+    def fit(self, parameters: dict[str, Any], start: family.Model | None = None) -> family.Fit:
+        prepared = self.task.prepared(parameters["scale"])
+        weights = family.sample_weights(prepared.labels, parameters["class_weight"])
+        gamma = parameters["gamma"]
+        if gamma == "scale":
+            gamma = 1 / (prepared.features.shape[1] * float(prepared.features.var(dtype=np.float64)))
+        held_out = _held_out(prepared.labels, seed=self.task.seed)
+        if self._approximate:
+            return self._fit_approximate(parameters, prepared, gamma, weights, held_out)
+        return self._fit_exact(parameters, prepared, gamma, weights, held_out)
+
+    def _fit_exact(
+        self,
+        parameters: dict[str, Any],
+        prepared: family.Prepared,
+        gamma: float,
+        weights: np.ndarray,
+        held_out: list[np.ndarray],
+    ) -> family.Fit:
+        scale, labels = parameters["scale"], prepared.labels
+        if scale not in self._distances:
+            self._distances[scale] = _Distances(self.task, prepared)
+        kernel, of_validation = self._distances[scale].kernels(gamma)
+
+        def machine(held: np.ndarray) -> _Machine:
+            return _Machine.train(kernel, labels, weights, held, C=parameters["C"])
+
+        nobody = np.empty(0, dtype=np.int64)
+        whole, *without = self.task.map(machine, [nobody, *held_out])
+        decisions = whole.decide(kernel)
+        for held, each in zip(held_out, without, strict=True):
+            decisions[held] = each.decide(kernel[held])
+        model = Model(
+            prepared.preparation,
+            vectors=self.task.train[0][whole.support],
+            counts=whole.counts,
+            dual=whole.dual,
+            intercepts=whole.intercepts,
+            gamma=np.float64(gamma),
+            sigmoids=sigmoid.fit(decisions, labels, weights),
+        )
+        probabilities = sigmoid.probabilities(whole.decide(of_validation), model.sigmoids)
+        notes = {"support_vectors": len(whole.support), "folds": len(held_out)}
+        return family.Fit(model, prepared.preparation.probabilities(probabilities), notes=notes)
+
+    def _fit_approximate(
+        self,
+        parameters: dict[str, Any],
+        prepared: family.Prepared,
+        gamma: float,
+        weights: np.ndarray,
+        held_out: list[np.ndarray],
+    ) -> family.Fit:
+        key = parameters["scale"], gamma
+        if key not in self._approximations:
+            self._approximations = {
+                key: nystroem.Approximation(
+                    self.task, prepared.features, gamma=gamma, components=self.params.components
+                )
+            }
+        approximation = self._approximations[key]
+        machine = approximation.train(prepared.labels, weights, held_out, C=parameters["C"])
+        model = Model(
+            prepared.preparation,
+            vectors=self.task.train[0][approximation.chosen],
+            counts=np.empty(0, dtype=np.int32),
+            dual=machine.dual,
+            intercepts=machine.intercepts,
+            gamma=np.float64(gamma),
+            sigmoids=sigmoid.fit(machine.decisions, prepared.labels, weights),
+        )
+        notes = {"approximation": "nystroem", "components": len(approximation.chosen), "folds": len(held_out)}
+        validation = model.predict_proba(self.task.validation[0])
+        return family.Fit(model, validation, converged=machine.converged, notes=notes)
+
+
+def _held_out(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
+    """Return the images of each fold; none if a class has a single image."""
+    from sklearn.model_selection import StratifiedKFold
+
     folds = min(FOLDS, int(np.bincount(labels).min()))
-    cv = StratifiedKFold(folds, shuffle=True, random_state=seed) if folds > 1 else [(everything, everything)]
-    features = features.astype(np.float64)
-    gamma = parameters["gamma"]
-    gamma = 1 / (features.shape[1] * features.var()) if gamma == "scale" else gamma
-    with threadpool_limits(threads):
-        small = len(features) <= LARGEST_KERNEL
-        kernel, inputs = ("precomputed", rbf_kernel(features, gamma=gamma)) if small else ("rbf", features)
-        machine = SVC(C=parameters["C"], kernel=kernel, gamma=gamma)
-        calibrated = CalibratedClassifierCV(machine, method="sigmoid", cv=cv, ensemble=False)
-        calibrated.fit(inputs, labels, sample_weight=weights)
-    (fitted,) = calibrated.calibrated_classifiers_
-    machine = fitted.estimator
-    model = Model(
-        preparation,
-        vectors=train[0][machine.support_],
-        counts=machine.n_support_,
-        dual=machine.dual_coef_,
-        intercepts=machine.intercept_,
-        gamma=np.float64(gamma),
-        sigmoids=np.array([[sigmoid.a_, sigmoid.b_] for sigmoid in fitted.calibrators]).T,
-    )
-    return family.Fit(model, notes={"support_vectors": len(machine.support_), "folds": folds if folds > 1 else 0})
+    if folds < 2:
+        return []
+    division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return [held for _, held in division.split(np.zeros(len(labels)), labels)]
+
+
+class _Distances:
+    """Squared distances between the training images (n, n), and of the validation images from them (m, n)."""
+
+    def __init__(self, task: family.Task, prepared: family.Prepared):
+        self._map = task.map
+        features = prepared.features.astype(np.float64, copy=False)
+        validation = prepared.validation.astype(np.float64, copy=False)
+        self._blocks = family.blocks(len(features))
+        self._training = np.empty((len(features), len(features)))
+        self._validation = np.empty((len(validation), len(features)))
+
+        def fill(rows: slice) -> None:  # what lies right of the diagonal is copied below it
+            distances = nystroem.squared_distances(features[rows], features[rows.start :])
+            self._training[rows, rows.start :] = distances
+            self._training[rows.start :, rows] = distances.T
+            self._validation[:, rows] = nystroem.squared_distances(validation, features[rows])
+
+        list(task.map(fill, self._blocks))
+        self._gamma: float | None = None
+        self._kernels = np.empty_like(self._training), np.empty_like(self._validation)
+
+    def kernels(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernel between training images, and of validation images with them, until another is asked for."""
+        if gamma != self._gamma:
+            training, validation = self._kernels
+
+            def fill(rows: slice) -> None:
+                np.exp(-gamma * self._training[rows], out=training[rows])
+                validation[:, rows] = np.exp(-gamma * self._validation[:, rows])
+
+            list(self._map(fill, self._blocks))
+            self._gamma = gamma
+        return self._kernels
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What LIBSVM found: ``support`` int (m,) are rows of the training images; the rest is as in `Model`."""
+
+    support: np.ndarray
+    counts: np.ndarray
+    dual: np.ndarray
+    intercepts: np.ndarray
+
+    @classmethod
+    def train(
+        cls, kernel: np.ndarray, labels: np.ndarray, weights: np.ndarray, held: np.ndarray, *, C: float
+    ) -> _Machine:
+        """Train on all images but those ``held`` out: these weigh nothing, so that no part of the kernel is copied."""
+        from sklearn import config_context
+        from sklearn.svm import SVC
+
+        weights = weights.copy()
+        weights[held] = 0
+        with config_context(assume_finite=True):
+            machine = SVC(C=C, kernel="precomputed", tol=TOLERANCE).fit(kernel, labels, sample_weight=weights)
+        # LIBSVM drops images without weight and counts those that remain.
+        support = np.flatnonzero(weights)[machine.support_]
+        return cls(support, machine.n_support_, machine.dual_coef_, machine.intercept_)
+
+    def decide(self, kernel: np.ndarray) -> np.ndarray:
+        """Return decisions, float64 (n, k) or (n, 1), from kernel values with all training images."""
+        return decide(kernel[:, self.support], self.counts, self.dual, self.intercepts)
 
 
 def load(directory: Path) -> Model:

@@ -90,12 +90,12 @@ def _one(
     classes = sorted({image.label for image in images})
     labels = np.array([classes.index(image.label) for image in images])
     data = {part: (features[parts == part], labels[parts == part]) for part in artifacts.PARTS}
-    points, models = _fit_all(given, module, name, data, len(classes), seed=seed)
-    validation = np.stack([model.predict_proba(data["validation"][0]) for model in models])
+    points, fits = _fit_all(given, module, name, data, len(classes), seed=seed)
+    validation = np.stack([fit.validation for fit in fits])
     selection = given.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(classes, selection)
     best = metrics.select(validation, data["validation"][1], metric=selection.metric, positive=positive)
-    test = models[best].predict_proba(data["test"][0])
+    test = fits[best].model.predict_proba(data["test"][0])
     return {
         "seed": seed,
         "method": name,
@@ -107,24 +107,14 @@ def _one(
 
 def _fit_all(
     given: params.Params, module: ModuleType, name: str, data: dict, n_classes: int, *, seed: int
-) -> tuple[list[search.Candidate], list[family.Model]]:
+) -> tuple[list[search.Candidate], list[family.Fit]]:
     block = given.block(f"classifiers.{name}", module.Params)
     fit_seed = seeds.child_seed(seed, "classifiers", name)
     points = search.candidates(block, seed=fit_seed)
     threads = given.block("compute", inference.ComputeParams).threads
-    fits = [
-        module.fit(
-            point.parameters,
-            data["train"],
-            data["validation"],
-            n_classes=n_classes,
-            params=block,
-            seed=fit_seed,
-            threads=threads,
-        )
-        for point in progress(points, total=len(points), label=f"seed {seed}, {name}", unit="candidates")
-    ]
-    return points, [fit.model for fit in fits]
+    task = family.Task(data["train"], data["validation"], n_classes=n_classes, seed=fit_seed, threads=threads)
+    fits = family.fit_all(module.Fitter(task, block), [point.parameters for point in points])
+    return points, list(progress(fits, total=len(points), label=f"seed {seed}, {name}", unit="candidates"))
 
 
 def _summarize(name: str, accuracies: Sequence[float]) -> None:

@@ -42,7 +42,8 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     module = family.find(classifier)
     features = artifacts.FEATURES / backbone
     inputs = _digests(features)
-    key = [params.declared(), inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
+    fitted = {name: value for name, value in params.declared().items() if name != "selection"}  # chooses, fits nothing
+    key = [fitted, inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
     cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
     data = _read(features)
     candidates, validation, selected = _search(params, module, data, cache=cache, log=log)
@@ -96,6 +97,10 @@ def _search(
     positive = metrics.positive_index(data.classes, selection)
     seed = seeds.child_seed(params.value("seed"), "classifiers", classifier)
     points = search.candidates(block, seed=seed)
+    task = family.Task(
+        data.train, data.validation, n_classes=len(data.classes), seed=seed, threads=params.value("compute.threads")
+    )
+    fitter = module.Fitter(task, block)
     labels = data.validation[1]
     candidates, validation = [], []
     for index, point in enumerate(points):
@@ -103,16 +108,10 @@ def _search(
         started = time.monotonic()
         with _heartbeat(label):
             if not (cache / str(index)).is_dir():
-                fit = module.fit(
-                    point.parameters,
-                    data.train,
-                    data.validation,
-                    n_classes=len(data.classes),
-                    params=block,
-                    seed=seed,
-                    threads=params.value("compute.threads"),
-                )
-                _keep(cache / str(index), point, fit, fit.model.predict_proba(data.validation[0]))
+                # Always from the cache, so that an undisturbed sweep and a resumed one begin at the same numbers.
+                start = fitter.start([each.parameters for each in points], index)
+                begin = None if start is None else module.load(_model(cache, start))
+                _keep(cache / str(index), point, fitter.fit(point.parameters, begin))
             candidate, probabilities = _kept(cache / str(index))
         score = metrics.score(selection.metric, probabilities, labels, positive=positive)
         log.step(index, {f"validation_{selection.metric}": score})
@@ -125,7 +124,7 @@ def _search(
     return candidates, np.stack(validation), selected
 
 
-def _keep(directory: Path, point: search.Candidate, fit: family.Fit, validation: np.ndarray) -> None:
+def _keep(directory: Path, point: search.Candidate, fit: family.Fit) -> None:
     candidate = artifacts.Candidate(
         name=point.name,
         parameters=point.parameters,
@@ -135,7 +134,7 @@ def _keep(directory: Path, point: search.Candidate, fit: family.Fit, validation:
     )
     with artifacts.whole_directory(directory) as temporary:
         artifacts.write_json(temporary / "candidate.json", candidate.model_dump())
-        np.save(temporary / "validation.npy", validation)
+        np.save(temporary / "validation.npy", fit.validation)
         (temporary / "model").mkdir()
         fit.model.save(temporary / "model")
 
