@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     few = Workspace("fine_tune-few", {"dataset.limit": fits.FEW, **overrides})
     many = Workspace("fine_tune", {"dataset.limit": options.images, **overrides})
+    views = many.value("augmentation.views")
     jobs = []
     for place, suffix in ((many, ""), (few, fits.ON_FEW)):
         place.prepare_images()
@@ -42,14 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = fits.Sizes(few=few.images("train"), many=many.images("train"))
     text = (
         f"fine-tuning the last {BLOCKS} of 16 blocks, {epochs} epochs, {sizes.many} training images, "
-        f"{_views(many)}: `model.fit`"
+        f"{'fresh views every epoch' if views is None else f'{views} views an image'}: `model.fit`"
     )
     rows.report([fits.claim(text, runs, ours="ours", sizes=sizes, target=3)], options.json)
-
-
-def _views(place: Workspace) -> str:
-    views = place.value("augmentation.views")
-    return "fresh views every epoch" if views is None else f"{views} views an image"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ class BenchmarkError(BakeoffError):
 
 
 class Run(NamedTuple):
-    """One process: wall-clock seconds from start to end, and the largest resident memory in GB."""
+    """One process: wall-clock seconds from start to end, and the largest resident memory in GB.
+
+    Of several processes under one, the largest counts. On Linux the peak begins with what the parent held when it
+    started the process, so benchmarks themselves import nothing large.
+    """
 
     seconds: float
     peak_gb: float
