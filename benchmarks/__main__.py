@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for old in cache.glob("*") if cache.is_dir() else ():
         if options.fresh or old != kept:
             shutil.rmtree(old)
-    say(f"{len(names)} benchmarks, about {sum(BENCHMARKS[name].minutes for name in names)} min on 2 cores with 5 repeats")
+    minutes = sum(BENCHMARKS[name].minutes for name in names)
+    say(f"{len(names)} benchmarks, about {minutes} min on 2 cores with 5 repeats")
     failed = []
     for number, name in enumerate(names, start=1):
         if not run(name, kept / f"{name}.json", repeats=options.repeats, place=f"{number}/{len(names)}"):
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def key(repeats: int | None) -> str:
     """Return what measurements of an interrupted run belong to: code, choices, environment, repeats."""
     files = sorted(file for folder in ("pipeline", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
-    digests = {file.relative_to(ROOT).as_posix(): artifacts.sha256_file(file) for file in [*files, ROOT / "params.yaml"]}
+    files.append(ROOT / "params.yaml")
+    digests = {file.relative_to(ROOT).as_posix(): artifacts.sha256_file(file) for file in files}
     return provenance.digest([digests, results.environment_digest(), repeats])[:16]
 
 

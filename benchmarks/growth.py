@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     photographs = photographs_of(place.directory)
     journal = Journal.beside(options.json)
     runs = {size: grow(place, photographs, size, options.repeats, journal) for size in (FEW, *sizes)}
-    rows.report([*claims("features", FEATURES[0], runs), *claims("logistic regression", REGRESSION[0], runs)], options.json)
+    found = [*claims("features", FEATURES[0], runs), *claims("logistic regression", REGRESSION[0], runs)]
+    rows.report(found, options.json)
 
 
 def grow(

@@ -27,8 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
     jobs = []
     for place, suffix in ((many, ""), (few, fits.ON_FEW)):
         place.prepare_images()
-        jobs += [train(f"ours, {VIEWS} views{suffix}", place, views=VIEWS), train(f"ours, fresh views{suffix}", place, views=None)]
-        jobs.append(place.rival(f"Keras{suffix}", "fit.py", fits.rival_options(place, "head"), outputs=fits.RIVAL_OUTPUTS))
+        jobs.append(train(f"ours, {VIEWS} views{suffix}", place, views=VIEWS))
+        jobs.append(train(f"ours, fresh views{suffix}", place, views=None))
+        rival_options = fits.rival_options(place, "head")
+        jobs.append(place.rival(f"Keras{suffix}", "fit.py", rival_options, outputs=fits.RIVAL_OUTPUTS))
     runs = measure.alternate(jobs, repeats=options.repeats, journal=measure.Journal.beside(options.json))
     sizes = fits.Sizes(few=few.images("train"), many=many.images("train"))
     claims = [

@@ -105,4 +105,5 @@ model.fit(
 
 options.out.mkdir(parents=True, exist_ok=True)
 model.save_weights(options.out / "model.weights.h5")
-np.savez(options.out / "predictions.npz", validation=model.predict(validation, verbose=2), test=model.predict(test, verbose=2))
+predictions = {"validation": model.predict(validation, verbose=2), "test": model.predict(test, verbose=2)}
+np.savez(options.out / "predictions.npz", **predictions)
