@@ -22,7 +22,7 @@ RUN = @PATH="$$PWD/$(VENV)/bin:$$PATH"
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help repro test ui demo environment lock
+.PHONY: help repro test ui demo bench environment lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ ui: ## fill MLflow from the records of the runs and open its page
 demo: ## the same pipeline on 200 images and three methods, in .demo, in under 5 minutes
 	$(ENVIRONMENT)
 	$(RUN) python -m pipeline demo
+
+bench: ## measure every claim of speed again, in about 2.5 hours, and rewrite benchmarks/RESULTS.md; after make repro
+	$(ENVIRONMENT)
+	$(RUN) python -m benchmarks
 
 environment: ## only build the environment, in .venv
 	$(ENVIRONMENT)
