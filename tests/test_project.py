@@ -207,7 +207,7 @@ def test_every_imported_package_is_declared(root):
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {re.split(r"[^\w.-]", line)[0].lower() for group in groups for line in group}
     imported = {name.split(".")[0] for file in files("pipeline", "tests", "benchmarks") for name in imports(tree(file))}
-    foreign = imported - set(sys.stdlib_module_names) - {"pipeline", "tests", "conftest"}
+    foreign = imported - set(sys.stdlib_module_names) - {"pipeline", "tests", "benchmarks", "conftest"}
     foreign -= {file.stem for file in files("tests", "benchmarks")}
     distributions = metadata.packages_distributions()
     for name in foreign:
