@@ -22,10 +22,10 @@ RUN = @PATH="$$PWD/$(VENV)/bin:$$PATH"
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help repro test ui demo bench environment lock
+.PHONY: help repro test ui demo bench clean-features environment lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'GPU=1 (as in `make repro GPU=1`) uses an environment with CUDA; PYTHON=... chooses the Python, 3.11 to 3.13.'
 
@@ -54,6 +54,10 @@ demo: ## the same pipeline on 200 images and three methods, in .demo, in under 5
 bench: ## measure every claim of speed again, in about 2.5 hours, and rewrite benchmarks/RESULTS.md; after make repro
 	$(ENVIRONMENT)
 	$(RUN) python -m benchmarks
+
+clean-features: ## remove what frozen networks have computed so far; it is computed again when needed
+	$(ENVIRONMENT)
+	$(RUN) python -m pipeline clean-features
 
 environment: ## only build the environment, in .venv
 	$(ENVIRONMENT)
