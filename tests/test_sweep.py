@@ -30,7 +30,10 @@ BLOCKS = {
         "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.5], "min_data_in_leaf": [5], **ONE},
     },
     "logistic_regression": {"search": "grid", "grid": {"C": [0.0001, 0.1, 1.0], **ONE}},
-    "rbf_svm": {"search": "grid", "exact_up_to": 10_000, "components": 50, "grid": {"C": [1.0], "gamma": ["scale"], **ONE}},
+    "rbf_svm": {
+        "search": "grid", "exact_up_to": 10_000, "components": 50,
+        "grid": {"C": [1.0], "gamma": ["scale"], **ONE},
+    },
 }  # fmt: skip
 VALUES = {
     "seed": 0,
@@ -182,6 +185,35 @@ def test_candidates_kept_for_other_features_are_not_used(project, monkeypatch):
     after_kill = contents(RUN)
     run()
     assert contents(RUN) == after_kill
+
+
+def test_another_selection_metric_fits_nothing_again(project, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metrics, "select", interrupted)
+        run()
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", interrupted)
+    monkeypatch.setitem(VALUES, "selection", {"metric": "log_loss", "positive_class": "malignant"})
+    log = Steps()
+    run(log=log)
+    assert [list(values) for _, values in log.taken] == [["validation_log_loss"]] * 3
+    assert artifacts.read_record(RUN / "record.json").parameters["selection"]["metric"] == "log_loss"
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_no_byte_but_the_parameter(project, monkeypatch, threads):
+    for classifier in ("logistic_regression", "rbf_svm"):
+        directory = project / f"results/runs/tiny-{classifier}"
+        monkeypatch.setitem(VALUES, "compute", {"threads": 3, "batch_size": 16})
+        run(classifier)
+        expected = contents(directory)
+        monkeypatch.setitem(VALUES, "compute", {"threads": threads, "batch_size": 16})
+        run(classifier)
+        found = contents(directory)
+        assert {name for name in found if found[name] != expected[name]} == {"record.json"}
 
 
 def test_the_labels_of_test_images_change_nothing(project):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -82,4 +83,7 @@ def _remove_dead(connection: Connection, key: str) -> None:
 
 
 if __name__ == "__main__":
+    # Importing MLflow keeps a core busy for seconds; a stage that computes on all of them comes first.
+    if hasattr(os, "nice"):
+        os.nice(5)
     sys.exit(main(sys.stdin))
