@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, leaderboard, metrics, seeds, statistics
+from pipeline.progress import progress
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.En
     metric, confidence = protocol.selection.metric, protocol.compare.confidence
     on_validation = {method.record.name: method.validation.measure for method in ranked}
     on_test = {method.record.name: _with_strata(method, metric) for method in ranked}
-    validation = _resampled(on_validation, "validation", protocol)
-    test = _resampled(on_test, "test", protocol)
+    resampled = _resampled({"validation": on_validation, "test": on_test}, protocol)
+    validation, test = resampled["validation"], resampled["test"]
     against = _against_champion(ranked, test, protocol)
     return [
         leaderboard.entry(
@@ -104,14 +105,20 @@ def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.En
 
 
 def _resampled(
-    measures: Mapping[str, statistics.Measure], part: str, protocol: Protocol
-) -> dict[str, dict[str, np.ndarray]]:
-    return statistics.bootstrap(
-        measures,
-        protocol.sizes[part],
-        samples=protocol.compare.bootstrap_samples,
-        generator=seeds.generator(protocol.seed, "compare", part),
-    )
+    measures: Mapping[str, Mapping[str, statistics.Measure]], protocol: Protocol
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Return {part: {run: {metric: float64 (samples,)}}} for the measures of every run on every part."""
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {part: {} for part in measures}
+    pairs = [(part, name) for part, of_part in measures.items() for name in of_part]
+    for part, name in progress(pairs, total=len(pairs), label="resampling", unit="methods and parts"):
+        found[part] |= statistics.bootstrap(
+            {name: measures[part][name]},
+            protocol.sizes[part],
+            samples=protocol.compare.bootstrap_samples,
+            # The same for every method, so that all are measured on the same resamples.
+            generator=seeds.generator(protocol.seed, "compare", part),
+        )
+    return found
 
 
 def _with_strata(method: Method, metric: str) -> statistics.Measure:

@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.errors import BakeoffError
 from pipeline.artifacts import sha256_file
 from pipeline.params import Block
+from pipeline.progress import progress
 
 DEFAULT_DESCRIPTION = "data/elpv.json"
 CATALOG_COLUMNS = ("path", "label", "stratum", "group", "sha256", "bytes", "width", "height", "mode", "problem")
@@ -79,7 +80,8 @@ def read_elpv(description: Path) -> Source:
     data = Path(str(distribution.locate_file("elpv_dataset/data")))
     root = data / "images"
     images = []
-    for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines():
+    lines = (data / "labels.csv").read_text(encoding="utf-8").splitlines()
+    for line in progress(lines, total=len(lines), label="reading the source", unit="images"):
         location, probability, module_type = line.split()
         path = PurePosixPath(location).relative_to("images").as_posix()
         label = "defective" if float(probability) >= 0.5 else "functional"

@@ -16,7 +16,7 @@ from typing import IO
 
 from pipeline import params, tracking
 from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.progress import SECONDS_BETWEEN_LINES, say
 from pipeline.stages import track
 
 HOST = "127.0.0.1"
@@ -82,12 +82,15 @@ def free_port(first: int) -> int:
 
 def wait_until_ready(address: str, server: subprocess.Popen, messages: IO[bytes]) -> None:
     """Return when the server answers. Raises BakeoffError with its last messages if it ends or takes too long."""
-    end = time.monotonic() + SECONDS_TO_START
-    while server.poll() is None and time.monotonic() < end:
+    started = shown = time.monotonic()
+    while server.poll() is None and time.monotonic() < started + SECONDS_TO_START:
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
         except OSError:
             time.sleep(0.3)
+            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                say(f"MLflow is still starting: {shown - started:.0f} s")
         else:
             return
     messages.seek(0)

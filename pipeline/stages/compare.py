@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import artifacts, comparison, curves, figures, leaderboard, metrics, statistics
 from pipeline.comparison import Method, Protocol
 from pipeline.params import Params, Run, declared_runs
-from pipeline.progress import Log, say
+from pipeline.progress import Log, progress, say
 
 READS = ("seed", "backbones", "classifiers", "head.backbones", "fine_tune.backbones", "scratch.networks", "selection",
          "compare")  # fmt: skip
@@ -49,6 +49,7 @@ def main(params: Params, *, log: Log) -> None:
         f"{protocol.sizes['validation']:,} validation and {protocol.sizes['test']:,} test images")  # fmt: skip
     entries = comparison.entries(ranked, protocol)
     _write(entries, comparison.details(ranked, entries, protocol), protocol)
+    say("drawing the figures")
     _draw(ranked, entries, protocol)
     say(leaderboard.leaderboard_text(entries))
 
@@ -140,9 +141,13 @@ def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], pro
 # --- drawing -------------------------------------------------------------------------------------------------------
 
 
-def _draw(
-    ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol
-) -> None:
+def _draw(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
+    drawings = (_draw_confusion_matrix, _draw_curves, _draw_reliability, _draw_learning_curves, _draw_leaderboard)
+    for draw in progress(drawings, total=len(drawings), label="drawing", unit="kinds of figures"):
+        draw(ranked, entries, protocol)
+
+
+def _draw_confusion_matrix(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
     champion = ranked[0]
     metric = protocol.selection.metric
     reached = f"{leaderboard.LABELS[metric]} {leaderboard.shown(entries[0]['test'][metric]['value'])}"
@@ -152,7 +157,9 @@ def _draw(
         title=f"{champion.title} (champion) on test: {reached}",
         path=FIGURES / "confusion_matrix.png",
     )
-    _draw_curves(ranked, entries, protocol)
+
+
+def _draw_reliability(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
     figures.reliability(
         [
             figures.Calibration(
@@ -166,9 +173,16 @@ def _draw(
         title=f"Reliability on test, {protocol.sizes['test']:,} images",
         path=FIGURES / "reliability.png",
     )
+
+
+def _draw_learning_curves(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
     figures.learning_curves(
         [_training(place, method) for place, method in enumerate(ranked)], path=FIGURES / "learning_curves.png"
     )
+
+
+def _draw_leaderboard(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
+    metric = protocol.selection.metric
     figures.leaderboard(
         [_bar(method, entry, metric) for method, entry in zip(ranked, entries, strict=True)],
         label=leaderboard.LABELS[metric],
@@ -177,9 +191,7 @@ def _draw(
     )
 
 
-def _draw_curves(
-    ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol
-) -> None:
+def _draw_curves(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
     def lines(curve: Callable[..., curves.Curve], metric: str) -> list[figures.Line]:
         return [
             figures.Line(

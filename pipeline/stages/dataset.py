@@ -24,11 +24,13 @@ def main(params: Params, *, log: Log) -> None:
         for abandoned in output.parent.glob(f".{output.name}.*"):  # by a reading that was killed
             abandoned.unlink()
     dataset = params.block("dataset", datasets.DatasetParams)
+    say(f"reading the images of {dataset.path}")
     source = datasets.read(dataset)
     chosen: Sequence[datasets.SourceImage] = source.images
     if dataset.limit is not None:
         kept = splits.subset(source.images, limit=dataset.limit, seed=params.value("seed"))
         chosen = [source.images[index] for index in kept]
+    say(f"checking {len(chosen)} of {len(source.images)} images")
     files = [source.root / image.path for image in chosen]
     with ThreadPoolExecutor(params.value("compute.threads")) as pool:
         inspections = list(

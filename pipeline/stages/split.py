@@ -22,8 +22,10 @@ def main(params: Params, *, log: Log) -> None:
         if not row["problem"]
     ]
     parts = splits.assign(chosen, params=params.block("split", splits.SplitParams), seed=params.value("seed"))
+    say(f"looking at the images of {dataset.path} again")
     root = datasets.read(dataset).root
     members = sorted(zip(parts, chosen, strict=True), key=lambda member: (artifacts.PARTS.index(member[0]), member[1].label, member[1].path))  # fmt: skip
+    say(f"copying {len(members)} images")
     with artifacts.whole_directory(artifacts.SPLIT) as directory:
         manifest = [
             _copy(image, part, root=root, directory=directory)
