@@ -49,7 +49,8 @@ def sync(place: Store, comparison: Comparison) -> Report:
 
     Raises TrackingError if it cannot be reached, read or written.
     """
-    is_new = place.database is not None and not place.database.exists()
+    # Not Path.exists, which raises where the folder may not be read: a store never fails a stage.
+    is_new = place.database is not None and not os.path.exists(place.database)
     say("MLflow: creating the store, which takes some seconds" if is_new else "MLflow: opening the store")
     connection = store.connect(place, contents.experiment_name(comparison.dataset))
     with store.lock(place, "sync"), store.translated(place):
