@@ -25,7 +25,12 @@ TINY = {
     "dataset.limit": 80,
     "classifiers": {
         "logistic_regression": {"search": "grid", "grid": {"C": [0.01, 0.1], **ONE_CANDIDATE}},
-        "rbf_svm": {"search": "grid", "grid": {"C": [1.0], "gamma": ["scale"], **ONE_CANDIDATE}},
+        "rbf_svm": {
+            "search": "grid",
+            "exact_up_to": 1000,
+            "components": 10,
+            "grid": {"C": [1.0], "gamma": ["scale"], **ONE_CANDIDATE},
+        },
     },
     "head.epochs": 2,
     "fine_tune.epochs": 1,
