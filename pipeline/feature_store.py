@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -218,16 +218,12 @@ def _remove_abandoned(directory: Path) -> None:
 
 
 def _bytes_in(directory: Path) -> int:
-    return sum(file.stat().st_size for file in _files(directory))
-
-
-def _files(directory: Path) -> Iterator[Path]:
+    size = 0
     for folder, _, names in os.walk(directory):
         for name in names:
-            path = Path(folder) / name
             with contextlib.suppress(FileNotFoundError):
-                path.stat()
-                yield path
+                size += (Path(folder) / name).stat().st_size
+    return size
 
 
 def _last_use(space: Path) -> float:

@@ -28,6 +28,7 @@ import pydantic
 from pipeline import networks, provenance
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
+from pipeline.progress import announce
 
 if TYPE_CHECKING:
     import keras
@@ -234,7 +235,9 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
     with tempfile.TemporaryDirectory(dir=_parent(kept), prefix=".bakeoff-") as temporary:
         path = Path(temporary) / "network" / "network.xml"
         path.parent.mkdir()
-        build().export(str(path), format="openvino", verbose=False)
+        network = build()
+        announce(f"converting {network.name} for OpenVINO")
+        network.export(str(path), format="openvino", verbose=False)
         # Read from bytes: a model read from a path maps the file, which is about to go.
         model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
         if kept and not kept.exists():

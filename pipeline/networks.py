@@ -23,6 +23,7 @@ import pydantic
 
 from pipeline import artifacts
 from pipeline.errors import BakeoffError
+from pipeline.progress import announce
 
 if TYPE_CHECKING:
     import keras
@@ -85,6 +86,7 @@ def start_tensorflow(*, threads: int | None = None) -> None:
     """
     if "tensorflow" in sys.modules:
         return
+    announce("starting TensorFlow")
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -55,7 +55,7 @@ class Params:
 
     def value(self, key: str) -> Any:
         """Return the raw value at a dotted key. Raises ParamsError if the stage did not declare it or it is missing."""
-        if not any(key == read or key.startswith(read + ".") for read in self._reads):
+        if not self._declares(key):
             raise ParamsError(f"params.yaml: {key} is not among the keys this stage declares: {', '.join(self._reads)}")
         return lookup(self._values, key)
 
@@ -65,9 +65,12 @@ class Params:
         The stage declares the key, or one by one those keys below it that ``model`` has: then another key there, such
         as the list of networks that a method runs on, is none of its business.
         """
-        if key in self._reads:
+        if self._declares(key):
             return parse(self.value(key), model, where=key)
         return parse({name: self.value(f"{key}.{name}") for name in model.model_fields}, model, where=key)
+
+    def _declares(self, key: str) -> bool:
+        return any(key == read or key.startswith(read + ".") for read in self._reads)
 
     def declared(self) -> dict[str, Any]:
         """Return {key: raw value} of everything the stage declares."""

@@ -35,6 +35,11 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+def announce(message: str) -> None:
+    """Say on standard error what is about to take seconds: progress, not a result."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def progress(items: Iterable[Item], *, total: int, label: str, unit: str = "") -> Iterator[Item]:
     """Yield ``items`` while showing how many of ``total`` are done and how long the rest will take."""
     if sys.stderr.isatty():

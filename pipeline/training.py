@@ -139,7 +139,6 @@ class Fit:
 
 def prepare(*, threads: int, seed: int) -> None:
     """Make this process train deterministically: call once, before the first network is built."""
-    say("starting TensorFlow")
     networks.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf

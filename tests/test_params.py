@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from pipeline import artifacts, networks, params, schema, training
+from pipeline import artifacts, images, networks, params, schema, training
 from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
 
@@ -87,7 +87,10 @@ def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values
 def test_a_stage_may_declare_all_of_a_block_or_the_keys_it_reads(values):
     keys = [f"head.{name}" for name in training.HeadParams.model_fields]
     alone = params.Params(values, keys)
+    above = params.Params({"methods": values}, ["methods"])
     assert alone.block("head", training.HeadParams).epochs == values["head"]["epochs"]
+    images_block = above.block("methods.images", images.ImageParams)
+    assert images_block == params.Params(values, ["images"]).block("images", images.ImageParams)
     with pytest.raises(ParamsError, match="head.backbones is not among the keys"):
         alone.value("head.backbones")
     with pytest.raises(ParamsError, match=f"{keys[0]} is not among the keys"):

@@ -17,7 +17,7 @@ from pipeline.stages import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("benign", "malignant")
-NETWORK_COST = {"parameters": 1000, "multiply_adds": 2000, "network_bytes": 3000}
+NETWORK_COST = {"parameters": 1000, "multiply_adds": 2000, "bytes": 3000}
 RUN = Path("results/runs/tiny-logistic_regression")
 ONE = {"scale": ["standard"], "class_weight": [None]}
 BLOCKS = {
@@ -65,7 +65,7 @@ def write_project(root: Path) -> None:
     directory.mkdir(parents=True)
     for part in artifacts.PARTS:
         np.save(directory / f"{part}.npy", features[parts == part].astype(np.float32))
-    artifacts.write_json(directory / "meta.json", NETWORK_COST)
+    artifacts.write_json(directory / "meta.json", {"cost": NETWORK_COST})
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_the_record_says_what_went_in_and_what_the_model_costs(project):
     assert record.cost == artifacts.Cost(
         trainable_parameters=31, total_parameters=1031, model_bytes=3000 + files, multiply_adds=2030
     )
-    assert artifacts.read_json(RUN / "features.json") == NETWORK_COST
+    assert artifacts.read_json(RUN / "features.json") == {"cost": NETWORK_COST}
 
 
 def test_every_candidate_is_logged_with_its_validation_score(project):
