@@ -1,9 +1,8 @@
 """Sweeps against one plain fit after another, their start-up, and what Nystroem's approximation costs.
 
-    python benchmarks/sweeps.py [--json FILE] [--repeats 5]
+python -m benchmarks.sweeps [--json FILE] [--repeats 5]
 
-Run from the root of the project, after `dvc repro` has left features. Ours is the code that the stage runs, in this
-process: `family.fit_all` with ``compute.threads`` threads. The rival is what a competent user writes: for every
+After `dvc repro` has left features. Ours is the code that the stage runs, in this process: `family.fit_all` with ``compute.threads`` threads. The rival is what a competent user writes: for every
 candidate a scikit-learn pipeline on the same float32 features with the same folds, and its validation probabilities;
 libraries use as many threads as they like. Both choose by validation with the same function, and must choose the same
 candidate.
@@ -11,8 +10,6 @@ candidate.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -25,13 +22,11 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from pipeline import artifacts, metrics, params, seeds  # noqa: E402
-from pipeline.classifiers import family, rbf_svm, search  # noqa: E402
-
-Row = dict[str, Any]
+from benchmarks import measure, rows
+from benchmarks.rows import Row
+from pipeline import artifacts, metrics, params, seeds
+from pipeline.classifiers import family, rbf_svm, search
+from pipeline.provenance import ROOT
 
 
 class Problem:
@@ -222,7 +217,7 @@ def start_up(problem: Problem, *, target: float, repeats: int) -> Row:
                 process.stdout.read()
             if not line.startswith("candidate 1/") or process.returncode:
                 raise SystemExit(f"the sweep said {line!r} and ended with status {process.returncode}")
-    return _row("a sweep's first candidate is fitted, from the command (s)", seconds, target, key="value")
+    return _row("a sweep's first candidate is fitted, from the command", seconds, target, unit="s")
 
 
 def nystroem(problem: Problem, *, repeats: int) -> Iterator[Row]:
@@ -236,8 +231,7 @@ def nystroem(problem: Problem, *, repeats: int) -> Iterator[Row]:
     claim = f"RBF SVM, {n} images, {components} Nystroem components against exact"
     yield _row(f"{claim}: speed", ratios, None)
     differences = [problem.accuracy(b) - problem.accuracy(a) for a, b in zip(exact[1], close[1], strict=True)]
-    row = _row(f"{claim}: difference of validation accuracy, over candidates", differences, None, key="value")
-    yield {**row, "n": len(differences)}
+    yield _row(f"{claim}: difference of validation accuracy, over candidates", differences, None, unit="of 1")
 
 
 def _timed(sweep: Callable[..., list[np.ndarray]], *args: Any, **changes: Any) -> tuple[float, list[np.ndarray]]:
@@ -246,27 +240,18 @@ def _timed(sweep: Callable[..., list[np.ndarray]], *args: Any, **changes: Any) -
     return time.perf_counter() - started, result
 
 
-def _row(claim: str, values: list[float], target: float | None, *, key: str = "ratio") -> Row:
-    middle = statistics.median(values)
-    return {"claim": claim, key: middle, "target": target, "low": min(values), "high": max(values), "n": len(values)}
+def _row(claim: str, values: list[float], target: float | None, *, unit: str | None = None) -> Row:
+    """Return a row of ratios, or of values in a unit."""
+    number = {"ratio": statistics.median(values)} if unit is None else {"value": statistics.median(values), "unit": unit}
+    return Row(claim=claim, target=target, low=min(values), high=max(values), n=len(values), **number)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    options = measure.parser(__doc__).parse_args(arguments)
     problem = Problem()
     for name in PLAIN:  # once without a clock: libraries are imported, caches are warm
         PLAIN[name](problem.points(name)[0], problem)
-    rows = []
-    for row in _rows(problem, options.repeats):
-        rows.append(row)
-        value = row.get("ratio", row.get("value"))
-        target = "" if row["target"] is None else f", target {row['target']:g}"
-        print(f"{row['claim']}: {value:.4g} [{row['low']:.4g}, {row['high']:.4g}] (n={row['n']}{target})", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    rows.report(list(_rows(problem, options.repeats)), options.json)
 
 
 def _rows(problem: Problem, repeats: int) -> Iterator[Row]:
@@ -281,4 +266,4 @@ def _rows(problem: Problem, repeats: int) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(measure.guarded(main))
