@@ -2,10 +2,10 @@
 
 python -m benchmarks.sweeps [--json FILE] [--repeats 5]
 
-After `dvc repro` has left features. Ours is the code that the stage runs, in this process: `family.fit_all` with ``compute.threads`` threads. The rival is what a competent user writes: for every
-candidate a scikit-learn pipeline on the same float32 features with the same folds, and its validation probabilities;
-libraries use as many threads as they like. Both choose by validation with the same function, and must choose the same
-candidate.
+After `dvc repro` has left features. Ours is the code that the stage runs, in this process: `family.fit_all` with
+``compute.threads`` threads. The rival is what a competent user writes: for every candidate a scikit-learn pipeline on
+the same float32 features with the same folds, and its validation probabilities; libraries use as many threads as they
+like. Both choose by validation with the same function, and must choose the same candidate.
 """
 
 from __future__ import annotations

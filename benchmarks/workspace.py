@@ -80,8 +80,9 @@ class Workspace:
         return self._job(name, list(map(str, command)), lambda: None, outputs)
 
     def clear_store(self) -> None:
-        """Forget every kept feature and activation."""
-        shutil.rmtree(self.store, ignore_errors=True)
+        """Forget every kept feature and activation, but not what the backbone stage left: the engine's networks."""
+        for about in self.store.glob("*/space.json"):
+            shutil.rmtree(about.parent)
 
     def _job(
         self, name: str, command: Sequence[str], before: Callable[[], None], outputs: Sequence[str]

@@ -107,6 +107,11 @@ class FrozenNetwork:
         return np.ascontiguousarray(batch, dtype=np.float32)
 
 
+def convert(build: Build, directory: Path) -> None:
+    """Leave a network in ``directory`` in OpenVINO's form, unless it is there already."""
+    _converted(build, directory)
+
+
 def finite(batches: Iterable[np.ndarray], *, names: Sequence[str]) -> Iterator[np.ndarray]:
     """Yield rows, float32 (b, width), as they are. Raises InferenceError for a row that holds what is no number.
 

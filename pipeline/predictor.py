@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import activations, artifacts, feature_store, images, inference, networks, training
+from pipeline import artifacts, feature_store, images, inference, networks, training
 
 
 # Images a forward pass; the prediction of an image does not depend on it.
@@ -67,7 +67,7 @@ def _of_classifier(
     frozen = inference.FrozenNetwork(
         lambda: networks.cut(networks.load(directory), meta["feature_layer"]),
         compute=compute,
-        converted=store and store.directory_of({key: meta[key] for key in activations.IDENTITY}),
+        converted=store and store.directory_of({key: meta[key] for key in ("network_sha256", "tensors")}),
     )
     fitted = importlib.import_module(f"pipeline.classifiers.{record.method}").load(run)
     image_params = images.ImageParams.model_validate(meta["images"])
@@ -88,7 +88,7 @@ def _of_network(run: Path, record: artifacts.Record, store: feature_store.Featur
     frozen = inference.FrozenNetwork(
         lambda: split().frozen,
         compute=compute,
-        converted=store and store.directory_of({key: about[key] for key in activations.IDENTITY}),
+        converted=store and store.directory_of({key: about[key] for key in ("network_sha256", "tensors")}),
     )
     return Predictor(tuple(record.classes), image_params, frozen, tail.run, compute.threads)
 

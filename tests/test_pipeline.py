@@ -253,6 +253,7 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
 # Moments to kill a stage at: a text that was said, or one of these.
 WRITING = "while it writes its output"
 PLACING = "when its output is whole and not yet in place"
+KEEPING = "when it has kept some of what frozen layers computed"
 
 KILLER = """
 import os, signal
@@ -280,6 +281,8 @@ os.replace = replace_or_die
         ("as_is", WRITING),
         ("sweep", "candidate 1/2"),
         ("sweep", PLACING),
+        ("features", KEEPING),
+        ("head", KEEPING),
         ("head", "\ntraining "),
         ("head", WRITING),
         ("fine_tune", "\ntraining "),
@@ -338,7 +341,7 @@ def kill_at(moment: str, command: Sequence[str], clone: Path, *, output: Path) -
         process = subprocess.Popen(
             command, cwd=clone, env=demo.environment() | killed_at, start_new_session=True, stdout=console, stderr=console
         )
-        while moment != PLACING and not reached(moment, said, clone / output):
+        while moment != PLACING and not reached(moment, said, clone, output):
             assert process.poll() is None, f"ended before it could be killed:\n{said.read_text()}"
             time.sleep(0.002)
         if moment != PLACING:
@@ -346,10 +349,15 @@ def kill_at(moment: str, command: Sequence[str], clone: Path, *, output: Path) -
         assert process.wait() == -signal.SIGKILL, f"was not killed:\n{said.read_text()}"
 
 
-def reached(moment: str, said: Path, output: Path) -> bool:
-    """Whether a text was said, or the temporary neighbor of an output, or of the directory around it, appeared."""
+def reached(moment: str, said: Path, clone: Path, output: Path) -> bool:
+    """Whether a text was said, or a file appeared in ``clone``.
+
+    That is the temporary neighbor of ``output``, or of the directory around it, or a file of the feature store.
+    """
     if moment == WRITING:
-        return any(path.parent.glob(f".{path.name}.*") for path in (output, output.parent))
+        return any(path.parent.glob(f".{path.name}.*") for path in (clone / output, clone / output.parent))
+    if moment == KEEPING:
+        return any(clone.glob(".cache/features/*/*.rows"))
     return moment in said.read_text()
 
 

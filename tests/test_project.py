@@ -42,8 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SERVED_MODEL = PACKAGE / "tracking" / "serving.py"
 
 MAY_IMPORT = {
-    "tensorflow": {"networks", "backbones", "convnets", "inference", "training", "network_runs"},
-    "keras": {"networks", "backbones", "convnets", "inference", "training", "network_runs"},
+    "tensorflow": {"networks", "inference", "training"},
+    "keras": {"networks", "backbones", "convnets", "inference", "training"},
     "openvino": {"inference"},
     "mlflow": {"tracking"},
 }

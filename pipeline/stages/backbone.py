@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline import artifacts, networks
+import functools
+
+from pipeline import activations, artifacts, feature_store, inference, networks
 from pipeline.backbones.table import BACKBONES, BackboneParams
 from pipeline.params import Params
 from pipeline.progress import Log, say
 
-READS = ("seed", "backbone")
+READS = ("seed", "backbone", "compute.engine")
 INPUTS = ()
 OUTPUTS = ("data/backbones/{backbone}",)
 
@@ -20,6 +22,12 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     with artifacts.whole_directory(artifacts.BACKBONES / backbone) as directory:
         networks.save(model, directory)
         networks.write_spec(spec, directory)
+    if inference.chosen_engine(params.value("compute.engine")) == "openvino":
+        # TensorFlow, which the conversion needs, runs here anyway; the next stages then start without it.
+        for layer in (spec.feature_layer, spec.prediction_layer):
+            part = activations.FrozenPart.up_to(layer, backbone=backbone)
+            cut = functools.partial(networks.cut, model, layer)
+            inference.convert(cut, part.converted(feature_store.from_environment()))
     parameters, multiply_adds = networks.count_parameters(model), networks.multiply_adds(model)
     say(
         f"{backbone}: {parameters:,} parameters in {len(spec.blocks)} blocks, "
