@@ -138,6 +138,24 @@ def test_two_sweeps_write_the_same_bytes_and_leave_no_cache(project, classifier)
     assert str(project).encode() not in b"".join(first.values())
 
 
+def test_a_sweep_killed_while_it_removes_its_cache_leaves_nothing_that_looks_kept(project, monkeypatch):
+    run()
+    undisturbed = contents(RUN)
+    remove = shutil.rmtree
+
+    def killed(path, *arguments, **options):
+        if Path(path).resolve().parent == sweep.CACHE.resolve():
+            next(Path(path).rglob("candidate.json")).unlink()
+            raise KeyboardInterrupt
+        remove(path, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        run()
+    run()
+    assert contents(RUN) == undisturbed
+
+
 def test_a_killed_sweep_goes_on_where_it_was_and_ends_in_the_same_bytes(project, monkeypatch):
     run()
     undisturbed = contents(RUN)

@@ -712,6 +712,8 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     layers = [keras.layers.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Rescaling(1 / 255),
               keras.layers.Dense(2, activation="softmax", kernel_initializer="glorot_uniform")]  # fmt: skip
     networks.save(keras.Sequential(layers), artifacts.RUNS / run.name)
+    whole = {"tensors": [], "engine": "openvino", "precision": "float32"}
+    artifacts.write_json(artifacts.RUNS / run.name / "frozen.json", whole)
     sync(comparison(method(run, champion=True)))
 
     buffer = io.BytesIO()

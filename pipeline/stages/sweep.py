@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -68,7 +70,13 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
         artifacts.write_predictions(directory / "predictions.npz", predictions)
         # How images became features, for whoever predicts with this run later.
         shutil.copyfile(features / "meta.json", directory / "features.json")
-    shutil.rmtree(cache.parent)
+    _discard(cache.parent)
+
+
+def _discard(directory: Path) -> None:
+    """Remove a directory by way of another name, so that what a kill leaves of it is not taken for kept candidates."""
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as doomed:
+        os.replace(directory, Path(doomed) / directory.name)
 
 
 def _digests(features: Path) -> dict[str, str]:
