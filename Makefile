@@ -29,7 +29,7 @@ help: ## list the targets
 	@echo
 	@echo 'GPU=1 (as in `make repro GPU=1`) uses an environment with CUDA; PYTHON=... chooses the Python, 3.11 to 3.13.'
 
-repro: ## run what changed of the pipeline and show the comparison; everything takes about 30 minutes
+repro: ## run what changed of the pipeline and show the comparison; everything takes about 15 minutes
 	$(ENVIRONMENT)
 	$(RUN) python -m pipeline prune
 	$(RUN) dvc repro
