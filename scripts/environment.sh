@@ -14,7 +14,7 @@ cd "$root"
 # What a goal costs beyond the environment: minutes on 2 cores, and disk in MB. Rounded up from runs on a fresh clone; the
 # figures of the environment for a GPU are an estimate.
 case $goal in
-    repro) work='the whole pipeline' minutes=15 megabytes=2000 ;;
+    repro) work='the whole pipeline' minutes=15 megabytes=1300 ;;
     demo) work='the pipeline on 200 images' minutes=3 megabytes=300 ;;
     test) work='the tests' minutes=8 megabytes=500 ;;
     bench) work='the benchmarks' minutes=150 megabytes=1500 ;;
