@@ -111,7 +111,6 @@ class Activations:
         self._space = store.space(self.identity, width=self.width)
         drawn = augmentation.model_dump(exclude={"views"}) if augmentation else None
         self._drawn = provenance.digest([seed, drawn])
-        self._checked = False
 
     def __enter__(self) -> Activations:
         self._space.__enter__()
@@ -128,8 +127,8 @@ class Activations:
         """
         keys = {self._key(view): view for view in views}
         missing = [view for key, view in keys.items() if key not in self._space]
-        if not self._checked:
-            self._checked = self._check_canaries([view for key, view in keys.items() if key in self._space])
+        # Every time: rows that are new to the store say nothing about those that another machine has left there.
+        self._check_canaries([view for key, view in keys.items() if key in self._space])
         if not missing:
             return 0
         if not self._space.has_room_for(len(missing)):
@@ -190,11 +189,10 @@ class Activations:
         drawn = () if view.number is None else (self._drawn, view.number)
         return feature_store.key(view.sha256, *drawn)
 
-    def _check_canaries(self, kept: Sequence[View]) -> bool:
-        """Return whether there was a row to compare. Raises DriftError."""
+    def _check_canaries(self, kept: Sequence[View]) -> None:
         chosen = [kept[position] for position in np.linspace(0, len(kept) - 1, num=min(CANARIES, len(kept)), dtype=int)]
         if not chosen:
-            return False
+            return
         rows, found = self._space.read([self._key(view) for view in chosen])
         again = np.concatenate(list(self._rows_of(chosen)))
         differences = np.abs(rows - again).max(axis=1) * found
@@ -209,7 +207,6 @@ class Activations:
                 "Mixing the two would make results depend on what was computed when. Delete the store with "
                 "`make clean-features`, or name another one with BAKEOFF_FEATURE_STORE"
             )
-        return True
 
 
 def _chunks(views: Iterator[View], size: int) -> Iterator[list[View]]:

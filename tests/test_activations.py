@@ -122,6 +122,16 @@ def test_another_result_than_the_kept_one_stops_the_run(files, opened):
     assert "cpu another one -> " in message and "make clean-features" in message and ".png differs by up to" in message
 
 
+def test_rows_of_its_own_do_not_hide_that_others_drifted(files, opened):
+    with opened() as rows:  # as another machine would compute them
+        rows._space.add([rows._key(view) for view in files[:3]], 2 * rows.rows(files[:3]))
+    with opened() as rows:
+        rows.keep(files[3:], label="")
+        rows.keep(files[3:], label="")
+        with pytest.raises(DriftError):
+            rows.keep(files[:3], label="")
+
+
 def test_a_result_that_is_equal_to_the_last_bit_passes_whatever_computed_it(files, opened):
     with opened() as rows:
         rows.keep(files, label="")
