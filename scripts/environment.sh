@@ -21,7 +21,7 @@ case $goal in
     *) work='' minutes=0 megabytes=0 ;;
 esac
 case $lock in
-    *gpu*) environment_minutes=8 environment_megabytes=9000 ;;
+    *gpu*) environment_minutes=6 environment_megabytes=8500 ;;
     *) environment_minutes=3 environment_megabytes=3300 ;;
 esac
 
