@@ -8,7 +8,11 @@ An entry is one method on one network, a JSON object:
 - ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}} on test;
 - ``against_champion``, null for the champion: on the test part, how often only one of the two is right, p, p_holm,
   ``difference`` in the metric that chose, method minus champion, and ``ahead_on_test``;
-- ``cost``: counts of the selected model.
+- ``cost``: counts of the selected model;
+- ``repeats``, null for a method trained once: ``count``, ``draws`` (whether training draws anything), and for
+  validation and test {metric: {mean, sd}} over all trainings, where every other number is of the first one;
+- ``calibration``, null without: ``calibrator`` in words, and for validation (cross-fitted) and test {metric: {before,
+  after}}, where every other number is of the probabilities as the model gives them.
 
 Numbers have six significant digits, so that a diff shows changes and not noise; null is an undefined value.
 """
@@ -36,6 +40,8 @@ LABELS = {
 # Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
 ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
 UNDEFINED = "–"
+# What calibration is meant to improve, and what it must not spoil.
+CALIBRATION_METRICS = ("log_loss", "brier", "expected_calibration_error", "accuracy")
 
 
 def number(value: float) -> float | None:
@@ -67,6 +73,8 @@ def entry(
     test: Mapping[str, Mapping[str, Any]],
     strata: Mapping[str, Mapping[str, Any]],
     against_champion: Mapping[str, Any] | None,
+    repeats: Mapping[str, Any] | None,
+    calibration: Mapping[str, Any] | None,
 ) -> Entry:
     """Return the entry of one run, with metrics as {value, low, high}. Rank 1 is the champion."""
     selected = record.candidates[record.selected]
@@ -93,20 +101,23 @@ def entry(
         "strata": strata,
         "against_champion": against_champion,
         "cost": record.cost.model_dump(),
+        "repeats": repeats,
+        "calibration": calibration,
     }
 
 
 def leaderboard_text(entries: Sequence[Entry]) -> str:
     """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
     metric = entries[0]["selected_by"]
-    rows = [["", "method", f"validation {LABELS[metric]}", f"test {LABELS[metric]}", *_other_labels(metric),
-             "p (Holm)", "trainable", "MACs"]]  # fmt: skip
+    rows = [["", "method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
+             *_other_labels(metric), "p (Holm)", "trainable", "MACs"]]  # fmt: skip
     for one in entries:
         rows.append(
             [
                 "*" if one["champion"] else "",
                 title(one["network"], one["method"]),
-                shown(one["validation"][metric]["value"]),
+                _chosen_by(one),
+                *_test_spread(one),
                 _with_interval(one["test"][metric]),
                 *(shown(one["test"][name]["value"]) for name in _others(metric)),
                 _p(one),
@@ -123,7 +134,7 @@ def leaderboard_text(entries: Sequence[Entry]) -> str:
     warnings = [
         f"{title(one['network'], one['method'])}: {text}" for one in entries if (text := _unconverged(one))
     ]
-    return "\n".join([*lines, *warnings])
+    return "\n".join([*lines, *warnings, *_about_repeats(entries)])
 
 
 def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: float, samples: int) -> str:
@@ -132,8 +143,8 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     ``sizes``: number of images of each part. ``samples``: bootstrap resamples behind each interval.
     """
     metric = entries[0]["selected_by"]
-    header = ["", "method", f"validation {LABELS[metric]}", f"test {LABELS[metric]} [{confidence:.0%} interval]",
-              *_other_labels(metric), "p (Holm)", "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
+    header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
+              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), "p (Holm)", "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
         name = title(one["network"], one["method"])
@@ -143,7 +154,8 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
                 [
                     str(one["rank"]),
                     f"**{name}** (champion)" if one["champion"] else name,
-                    shown(one["validation"][metric]["value"]),
+                    _chosen_by(one),
+                    *_test_spread(one),
                     _with_interval(one["test"][metric]),
                     *(shown(one["test"][other]["value"]) for other in _others(metric)),
                     _p(one),
@@ -162,14 +174,15 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
         f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies too "
         f"high and can miss the value. MACs: multiply-adds for one image."
     )
+    notes = " ".join([notes, *_about_repeats(entries)])
     return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
 
 
 def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
     metric = entries[0]["selected_by"]
-    header = ["method", f"validation {LABELS[metric]}", f"test {LABELS[metric]}", LABELS["roc_auc"], "p (Holm)",
-              "trainable parameters"]  # fmt: skip
+    header = ["method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
+              LABELS["roc_auc"], "p (Holm)", "trainable parameters"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for one in entries:
         name = title(one["network"], one["method"])
@@ -177,7 +190,8 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
             _markdown_row(
                 [
                     f"**{name}**" if one["champion"] else name,
-                    shown(one["validation"][metric]["value"]),
+                    _chosen_by(one),
+                    *_test_spread(one),
                     _with_interval(one["test"][metric]),
                     shown(one["test"]["roc_auc"]["value"]),
                     _p(one),
@@ -185,7 +199,8 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", verdict(entries, confidence=confidence)]) + "\n"
+    said = " ".join([verdict(entries, confidence=confidence), *_about_repeats(entries)])
+    return "\n".join([*lines, "", said]) + "\n"
 
 
 def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
@@ -233,6 +248,7 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
         paired = one["against_champion"]
         row |= {name: f"{paired[name]:.4g}" if paired else None for name in ("p", "p_holm")}
         row["difference"] = _decimals(paired["difference"]["value"]) if paired else None
+        row |= _repeats_columns(one) | _calibration_columns(one)
         rows.append(row | {name: one["cost"][name] for name in artifacts.Cost.model_fields})
     return list(rows[0]), rows
 
@@ -248,7 +264,68 @@ def summary(entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
     }
     for one in entries:
         found[one["run"]] = {f"{part}_{metric}": one[part][metric]["value"] for part in ("validation", "test")}
+        if one["repeats"]:
+            found[one["run"]] |= {
+                f"{part}_{metric}_{name}": value
+                for part in ("validation", "test")
+                for name, value in one["repeats"][part][metric].items()
+            }
     return found
+
+
+def mean_and_spread(one: Entry, part: str, metric: str) -> str:
+    """Return mean ± standard deviation over the repeats; ± 0 if training draws nothing."""
+    spread = one["repeats"][part][metric]
+    return f"{shown(spread['mean'])} ± {shown(spread['sd']) if one['repeats']['draws'] else '0'}"
+
+
+def _chosen_by(one: Entry) -> str:
+    """Return what validation ranked the method by: the metric that chose, its mean if there are repeats."""
+    metric = one["selected_by"]
+    return mean_and_spread(one, "validation", metric) if one["repeats"] else shown(one["validation"][metric]["value"])
+
+
+def _spread_label(entries: Sequence[Entry]) -> list[str]:
+    repeats = entries[0]["repeats"]
+    return [f"test, {repeats['count']} trainings"] if repeats else []
+
+
+def _test_spread(one: Entry) -> list[str]:
+    return [mean_and_spread(one, "test", one["selected_by"])] if one["repeats"] else []
+
+
+def _about_repeats(entries: Sequence[Entry]) -> list[str]:
+    if not entries[0]["repeats"]:
+        return []
+    count = entries[0]["repeats"]["count"]
+    text = (
+        f"±: mean and standard deviation over {count} trainings with different seeds, all under this one split; the mean "
+        "on validation ranks. Every other number is of the first training, whose model is kept."
+    )
+    same = [title(one["network"], one["method"]) for one in entries if not one["repeats"]["draws"]]
+    return [f"{text} ± 0: training draws nothing ({_listed(same)})." if same else text]
+
+
+def _repeats_columns(one: Entry) -> dict[str, Any]:
+    repeats = one["repeats"]
+    if not repeats:
+        return {}
+    row = {"repeats": repeats["count"], "draws": repeats["draws"]}
+    for part in ("validation", "test"):
+        for metric in LABELS:
+            row |= {f"{part}_{metric}_{name}": _decimals(value) for name, value in repeats[part][metric].items()}
+    return row
+
+
+def _calibration_columns(one: Entry) -> dict[str, Any]:
+    found = one["calibration"]
+    if not found:
+        return {}
+    return {"calibrator": found["calibrator"]} | {
+        f"calibrated_{part}_{metric}": _decimals(found[part][metric]["after"])
+        for part in ("validation", "test")
+        for metric in CALIBRATION_METRICS
+    }
 
 
 def _others(metric: str) -> list[str]:

@@ -72,13 +72,14 @@ def write_manifest(classes: Sequence[str] = CLASSES, strata: Sequence[str] = ("m
 def params(**changes: Any) -> Params:
     values = {
         "seed": 0,
+        "repeats": 1,
         "backbones": ["lite"],
         "classifiers": {"svm": {}, "trees": {}},
         "head": {"backbones": []},
         "fine_tune": {"backbones": []},
         "scratch": {"networks": ["convnet"]},
         "selection": {"metric": "accuracy", "positive_class": "defective"},
-        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10},
+        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None},
     }
     return Params(values | changes, compare.READS)
 

@@ -27,10 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting"),
     (
-        *("backbones", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures", "imagenet", "images"),
+        *("backbones", "calibration", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures"),
+        *("imagenet", "images"),
         *("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
-    ("activations", "comparison"),
+    ("activations", "calibration_table", "comparison"),
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),

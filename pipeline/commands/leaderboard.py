@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, leaderboard, params
+from pipeline import artifacts, calibration_table, leaderboard, params
 from pipeline.errors import BakeoffError
 
 BEGIN = "<!-- leaderboard -->"
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     entries = artifacts.read_json(artifacts.LEADERBOARD)
     if arguments.readme is None:
-        print(leaderboard.leaderboard_text(entries))
+        print("\n\n".join(filter(None, [leaderboard.leaderboard_text(entries), calibration_table.text(entries)])))
         return 0
     document = arguments.readme.read_text(encoding="utf-8")
     confidence = params.lookup(params.load(), "compare.confidence")

@@ -17,7 +17,7 @@ from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, say
 
 # The keys of every run, because the identity of what a run was computed from contains them.
-READS = ("seed", "dataset", "split", "images", "compute", "selection", "backbones", "backbone", "classifiers",
+READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone", "classifiers",
          "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
