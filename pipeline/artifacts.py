@@ -381,6 +381,19 @@ def read_record(path: Path) -> Record:
         raise ArtifactError(f"{path} is not a run's record: {error}") from None
 
 
+def read_calibrator(run: Path, saved: Path = CALIBRATION) -> Mapping[str, Any] | None:
+    """Return the calibrator that the last comparison fitted for a run, None without.
+
+    Raises ArtifactError if it was fitted on other predictions than the run's.
+    """
+    found = read_json(saved)["runs"].get(run.name) if saved.exists() else None
+    if found is None:
+        return None
+    if found["predictions"] != sha256_file(run / "predictions.npz"):
+        raise ArtifactError(f"{saved} calibrates other predictions than those of {run}: run `dvc repro`")
+    return found["calibrator"]
+
+
 # --- digests -------------------------------------------------------------------------------------------------------
 
 

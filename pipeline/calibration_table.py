@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline import calibration
+from pipeline.calibration import fitting
 from pipeline.leaderboard import CALIBRATION_METRICS, LABELS, Entry, shown, title
 
 ABOUT = (
     "Before → after calibration, which was fitted on validation for each method's selected candidate and chose nothing: "
     "the leaderboard is of the probabilities as the models give them. After, on validation, means cross-fitted in "
-    f"{calibration.FOLDS} folds: no image is judged by a calibrator that has seen its label."
+    f"{fitting.FOLDS} folds: no image is judged by a calibrator that has seen its label."
 )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, calibration, leaderboard, metrics, seeds, statistics
+from pipeline import artifacts, leaderboard, metrics, seeds, statistics
+from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
 
@@ -42,7 +43,7 @@ class Protocol:
 class Calibrated:
     """What calibration makes of a method: on validation cross-fitted, on test by the one calibrator that is kept."""
 
-    calibrator: calibration.Calibrator
+    calibrator: calibrators.Calibrator
     validation: metrics.Evaluation
     test: metrics.Evaluation
 
@@ -98,11 +99,11 @@ def _calibrated(validation: np.ndarray, test: np.ndarray, protocol: Protocol) ->
     kind, labels = protocol.compare.calibration, protocol.validation.labels
     if kind is None:
         return None
-    calibrator = calibration.fit(kind, validation, labels)
-    folds = calibration.folds(labels, seed=protocol.seed)
+    calibrator = fitting.fit(kind, validation, labels)
+    folds = fitting.folds(labels, seed=protocol.seed)
     return Calibrated(
         calibrator,
-        protocol.evaluate(calibration.cross_fitted(kind, validation, labels, folds), labels),
+        protocol.evaluate(fitting.cross_fitted(kind, validation, labels, folds), labels),
         protocol.evaluate(calibrator.apply(test), protocol.test_labels),
     )
 
@@ -163,7 +164,7 @@ def _before_and_after(method: Method) -> dict[str, Any] | None:
     """Return the calibrator in words and the metrics it is meant for before and after it; None without one."""
     if method.calibrated is None:
         return None
-    found: dict[str, Any] = {"calibrator": calibration.in_words(method.calibrated.calibrator.describe())}
+    found: dict[str, Any] = {"calibrator": calibrators.in_words(method.calibrated.calibrator.describe())}
     pairs = {
         "validation": (method.validation, method.calibrated.validation),
         "test": (method.test, method.calibrated.test),
