@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from pipeline.calibration import fitting
-from pipeline.leaderboard import CALIBRATION_METRICS, LABELS, Entry, shown, title
+from pipeline.leaderboard import CALIBRATION_METRICS, CONSOLE, LABELS, Entry, shown, title
 
 ABOUT = (
     "Before → after calibration, which was fitted on validation for each method's selected candidate and chose nothing: "
@@ -21,7 +22,7 @@ def text(entries: Sequence[Entry]) -> str:
         return ""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([ABOUT, *lines])
+    return "\n".join([textwrap.fill(ABOUT, CONSOLE), *lines])
 
 
 def markdown(entries: Sequence[Entry]) -> str:

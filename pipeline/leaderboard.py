@@ -20,6 +20,7 @@ Numbers have six significant digits, so that a diff shows changes and not noise;
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ LABELS = {
 # Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
 ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
 UNDEFINED = "–"
+CONSOLE = 120  # columns of running text
 # What calibration is meant to improve, and what it must not spoil.
 CALIBRATION_METRICS = ("log_loss", "brier", "expected_calibration_error", "accuracy")
 
@@ -134,7 +136,7 @@ def leaderboard_text(entries: Sequence[Entry]) -> str:
     warnings = [
         f"{title(one['network'], one['method'])}: {text}" for one in entries if (text := _unconverged(one))
     ]
-    return "\n".join([*lines, *warnings, *_about_repeats(entries)])
+    return "\n".join([*lines, *warnings, *(textwrap.fill(text, CONSOLE) for text in _about_repeats(entries))])
 
 
 def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: float, samples: int) -> str:
@@ -287,7 +289,7 @@ def _chosen_by(one: Entry) -> str:
 
 def _spread_label(entries: Sequence[Entry]) -> list[str]:
     repeats = entries[0]["repeats"]
-    return [f"test, {repeats['count']} trainings"] if repeats else []
+    return [f"test {LABELS[entries[0]['selected_by']]}, {repeats['count']} trainings"] if repeats else []
 
 
 def _test_spread(one: Entry) -> list[str]:

@@ -103,7 +103,7 @@ def _repeats(
     draws = module.Fitter.draws
     found: list[Repeat] = []
     if not draws and count > 1:
-        say(f"repeats 2 to {count}: this training draws nothing, so all are the first one")
+        say(f"repeats: this family draws nothing, so all {count} trainings are the first one")
     for number in range(2, count + 1):
         seed = seeds.repeat_seed(params.value("seed"), number)
         if not draws:
