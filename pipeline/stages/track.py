@@ -88,7 +88,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         test={name: tracking.Interval(score["value"], score["low"], score["high"]) for name, score in test.items()},
         champion=entry["champion"],
         backbone=artifacts.BACKBONES / run.network if run.stage == "sweep" else None,
-        repeats=entry["repeats"]["count"] if entry["repeats"] else 1,
+        repeats=entry["repeats"]["count"] if entry.get("repeats") else 1,
         spread=_spread(entry),
         calibrator=artifacts.read_calibrator(directory),
         calibrated=_calibrated(entry),
@@ -99,14 +99,14 @@ def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]
     """Return {part: {metric: (mean, sd)}} of the metrics that have a value."""
     return {
         part: {name: (one["mean"], one["sd"]) for name, one in entry["repeats"][part].items() if one["mean"] is not None}
-        for part in (("validation", "test") if entry["repeats"] else ())
+        for part in (("validation", "test") if entry.get("repeats") else ())
     }
 
 
 def _calibrated(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {
         part: {name: one["after"] for name, one in entry["calibration"][part].items() if one["after"] is not None}
-        for part in (("validation", "test") if entry["calibration"] else ())
+        for part in (("validation", "test") if entry.get("calibration") else ())
     }
 
 
