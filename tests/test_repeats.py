@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +258,48 @@ def test_fine_tuning_starts_each_repeat_from_the_head_of_that_repeat(images):
     shutil.rmtree(heads / "repeats")
     with pytest.raises(artifacts.ArtifactError, match=r"repeats/2/network\S+ is missing"):
         train(fine_tune)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_whole_pipeline_with_repeats_and_calibration(root, tmp_path):
+    """In a clone: every run trained twice, calibrated, on the leaderboard and in MLflow, and applied by predict."""
+    clone = tmp_path / "clone"
+    demo.copy_project(root, clone, leave_out=demo.RESULTS)
+    trees = {"search": "grid", "trees": 10, "patience": 5,
+             "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.3], "min_data_in_leaf": [5],
+                      **ONE_CANDIDATE}}  # fmt: skip
+    classifiers = {"logistic_regression": TINY["classifiers"]["logistic_regression"], "lightgbm": trees}
+    options = {"classifiers": classifiers, "repeats": 2, "compare.calibration": "temperature"}
+    demo.override_params(clone / "params.yaml", TINY | options)
+    demo.commit(clone, "Tiny, twice")
+    run(clone, "dvc", "repro")
+    entries = json.loads((clone / "results" / "leaderboard.json").read_text())
+    saved = json.loads((clone / "results" / "calibration.json").read_text())
+    assert len(entries) == 5 and saved["runs"].keys() == {entry["run"] for entry in entries}
+    means = [entry["repeats"]["validation"]["accuracy"]["mean"] for entry in entries]
+    assert means == sorted(means, reverse=True)
+    for entry in entries:
+        assert entry["repeats"]["count"] == 2
+        assert entry["repeats"]["draws"] == (entry["method"] != "logistic_regression")
+        accuracy = entry["calibration"]["test"]["accuracy"]
+        assert accuracy["before"] == accuracy["after"]
+        directory = clone / "results" / "runs" / entry["run"]
+        predictions = artifacts.read_predictions(directory / "predictions.npz")
+        assert (predictions.repeats_test[0] == predictions.test).all() == (entry["method"] == "logistic_regression")
+        assert (directory / "repeats").exists() == (entry["method"] == "head")
+    shown = run(clone, "python", "-m", "pipeline", "leaderboard")
+    assert "±" in shown and "→" in shown
+    said = run(clone, "python", "-m", "pipeline", "predict", "data/split/test")
+    assert "probabilities calibrated on validation (temperature" in said
+    assert "Running stage" not in run(clone, "dvc", "repro")
+    assert not list((clone / ".cache").glob("repeats/*")) and not list((clone / ".cache").glob("sweeps/*"))
+    with contextlib.closing(sqlite3.connect(clone / ".mlflow" / "mlflow.db")) as database:
+        names = [name for (name,) in database.execute("select key from latest_metrics")]
+    for name in ("test_accuracy_mean", "validation_accuracy_sd", "calibrated_test_log_loss"):
+        assert names.count(name) == 5
+    # Live steps of the second training are there, each once.
+    assert names.count("repeat_2_val_loss") == 3
