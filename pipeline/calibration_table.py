@@ -9,9 +9,9 @@ from pipeline.calibration import fitting
 from pipeline.leaderboard import CALIBRATION_METRICS, CONSOLE, LABELS, Entry, shown, title
 
 ABOUT = (
-    "Before → after calibration, which was fitted on validation for each method's selected candidate and chose nothing: "
-    "the leaderboard is of the probabilities as the models give them. After, on validation, means cross-fitted in "
-    f"{fitting.FOLDS} folds: no image is judged by a calibrator that has seen its label."
+    "Before → after calibration, which was fitted on validation for each method's selected candidate and chose "
+    "nothing: the leaderboard is of the probabilities as the models give them. After, on validation, means cross-"
+    f"fitted in {fitting.FOLDS} folds: no image is judged by a calibrator that has seen its label."
 )
 
 

@@ -192,8 +192,8 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
             axes.plot(bar.others, [position] * len(bar.others), "|", color=color, markersize=9,
                       label="test, other trainings" if position == 0 and len(bar.others) else None)  # fmt: skip
             chose = "validation, which chose" + (" (mean)" if len(bar.others) else "")
-            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white", markeredgecolor=COLORS[1],
-                      label=chose if position == 0 else None)  # fmt: skip
+            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white",
+                      markeredgecolor=COLORS[1], label=chose if position == 0 else None)  # fmt: skip
             axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
                           textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
         # The champion's interval as a band, against which the others are read.

@@ -53,8 +53,8 @@ def run(
 ) -> None:
     """Train networks on the split and write ``results/runs/<network>-<stage>``.
 
-    ``build`` returns the network to train in one repeat, counted from 1; if it has a frozen part, then that of the stored
-    backbone ``network``. ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps.
+    ``build`` returns the network to train in one repeat, counted from 1; if it has a frozen part, then that of the
+    stored backbone ``network``. ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps.
     ``keep_weights``: of every repeat, under `weights_of`.
 
     Finished repeats of a stage that was killed are kept, so that it goes on with the next one.
@@ -75,8 +75,16 @@ def run(
                 # Before the first network is built.
                 training.prepare(threads=params.value("compute.threads"), seed=child_seed(seed, "training", stage))
                 watched = log if number == 1 else _OfRepeat(log, number)
-                model = build(number)
-                _train(model, directory, seed=seed, stage=stage, network=network, block=block, params=params, log=watched)
+                _train(
+                    build(number),
+                    directory,
+                    seed=seed,
+                    stage=stage,
+                    network=network,
+                    block=block,
+                    params=params,
+                    log=watched,
+                )
     _write_run(
         [cache / str(number) for number in range(1, count + 1)],
         keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests,

@@ -26,7 +26,7 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Predictor:
-    """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if anything."""
+    """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if any."""
 
     classes: tuple[str, ...]
     image_params: images.ImageParams
@@ -62,8 +62,8 @@ def load(
     """Return the predictor of a run's directory. A classifier on features also needs its network in ``backbones``.
 
     How images are read and computed comes from the run, so later changes of params.yaml do not touch it. Networks are
-    kept in ``store`` in the engine's own form, so that the next call need not convert them. ``calibrator``: as a comparison
-    saved it (`artifacts.read_calibrator`).
+    kept in ``store`` in the engine's own form, so that the next call need not convert them. ``calibrator``: as a
+    comparison saved it (`artifacts.read_calibrator`).
     """
     record = artifacts.read_record(run / "record.json")
     of_classifier = record.stage == "sweep"

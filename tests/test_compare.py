@@ -133,7 +133,8 @@ def write_run(
         artifacts.Predictions(
             np.stack(stacked), probabilities(tests, right=test, n_classes=count, seed=seed + 1),
             *([np.stack([probabilities(labels, right=share, n_classes=count, seed=seed + 2) for share in shares])
-               for labels, shares in zip((part.labels, tests), zip(*again, strict=True), strict=True)] if again else ()),
+               for labels, shares in zip((part.labels, tests), zip(*again, strict=True), strict=True)]
+              if again else ()),
         ),
     )  # fmt: skip
     artifacts.write_record(

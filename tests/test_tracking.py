@@ -306,7 +306,8 @@ def test_a_models_requirements_are_what_its_code_imports(project: Path, family: 
 def test_repeats_and_calibration_are_metrics_of_the_method_and_series_have_names_of_their_own(project: Path) -> None:
     record = write_run(RUNS[1], candidates=1)
     again = artifacts.Repeat(seed=5, history={"val_loss": [0.9, 0.7]})
-    artifacts.write_record(artifacts.RUNS / RUNS[1].name / "record.json", record.model_copy(update={"repeats": [again]}))
+    repeated = record.model_copy(update={"repeats": [again]})
+    artifacts.write_record(artifacts.RUNS / RUNS[1].name / "record.json", repeated)
     one = dataclasses.replace(
         method(RUNS[1], champion=True), repeats=2, spread={"test": {"accuracy": (0.75, 0.05)}},
         calibrator={"kind": "temperature", "temperature": 1.5}, calibrated={"test": {"log_loss": 0.3}},

@@ -25,8 +25,9 @@ CHUNK = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched deeply) or patterns")
     parser.add_argument("--run", help="directory name under results/runs; without it, the champion of the comparison")
-    parser.add_argument("--uncalibrated", action="store_true",
-                        help="the probabilities as the model gives them, also where compare.calibration asks for more")  # fmt: skip
+    parser.add_argument(
+        "--uncalibrated", action="store_true", help="probabilities as the model gives them, also after calibration"
+    )
     parser.add_argument("--top", type=int, default=3, help="classes to show for an image (default: %(default)s)")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--output", type=Path, help="write to this file instead of the screen")

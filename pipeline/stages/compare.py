@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, calibration_table, comparison, curves, figures, leaderboard, metrics, statistics
+from pipeline import (
+    artifacts,
+    calibration_table,
+    comparison,
+    curves,
+    figures,
+    leaderboard,
+    leaderboard_tables,
+    metrics,
+    statistics,
+)
 from pipeline.comparison import Method, Protocol
 from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, progress, say
@@ -55,7 +65,7 @@ def main(params: Params, *, log: Log) -> None:
     _write_calibrators(ranked, protocol)
     say("drawing the figures")
     _draw(ranked, entries, protocol)
-    say("\n\n".join(filter(None, [leaderboard.leaderboard_text(entries), calibration_table.text(entries)])))
+    say("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -110,8 +120,8 @@ def _method(run: Run, protocol: Protocol, *, manifest: str, repeats: int) -> Met
         )
     if not predictions.repeats == len(record.repeats) + 1 == repeats:
         raise artifacts.ArtifactError(
-            f"{directory} holds {predictions.repeats} trainings, its record {len(record.repeats) + 1}, but params.yaml: "
-            f"repeats is {repeats}: run `dvc repro`"
+            f"{directory} holds {predictions.repeats} trainings, its record {len(record.repeats) + 1}, but "
+            f"params.yaml: repeats is {repeats}: run `dvc repro`"
         )
     _check_selected(record, predictions, protocol)
     return comparison.evaluate(record, predictions, protocol)
@@ -136,7 +146,7 @@ def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions
 def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], protocol: Protocol) -> None:
     artifacts.write_json(artifacts.LEADERBOARD, entries)
     artifacts.write_csv(artifacts.RESULTS / "leaderboard.csv", *leaderboard.csv_table(entries))
-    text = leaderboard.markdown(
+    text = leaderboard_tables.markdown(
         entries,
         sizes=protocol.sizes,
         confidence=protocol.compare.confidence,

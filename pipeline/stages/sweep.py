@@ -23,8 +23,8 @@ READS = ("seed", "repeats", "compute.threads", "selection", "classifiers.{classi
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
 OUTPUTS = ("results/runs/{backbone}-{classifier}",)
 
-# Finished candidates and repeats of a sweep that was killed. Models always come from here, so a resumed sweep ends in the
-# bytes of an undisturbed one.
+# Finished candidates and repeats of a sweep that was killed. Models always come from here, so a resumed sweep ends in
+# the bytes of an undisturbed one.
 CACHE = Path(".cache/sweeps")
 # What chooses or says how often, but fits nothing.
 FITS_NOTHING = ("selection", "repeats")

@@ -17,13 +17,13 @@ from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, say
 
 # The keys of every run, because the identity of what a run was computed from contains them.
-READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone", "classifiers",
-         "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
+READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone",
+         "classifiers", "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
-INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION), str(TEXT),
-          str(FIGURES))  # fmt: skip
+INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION),
+          str(TEXT), str(FIGURES))  # fmt: skip
 OUTPUTS = (str(MARKER),)
 
 
@@ -98,7 +98,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
 def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
     """Return {part: {metric: (mean, sd)}} of the metrics that have a value."""
     return {
-        part: {name: (one["mean"], one["sd"]) for name, one in entry["repeats"][part].items() if one["mean"] is not None}
+        part: {name: (one["mean"], one["sd"]) for name, one in entry["repeats"][part].items() if one["sd"] is not None}
         for part in (("validation", "test") if entry.get("repeats") else ())
     }
 

@@ -145,7 +145,8 @@ def summary(method: Method, candidate: int) -> dict[str, float]:
 def method_summary(method: Method) -> dict[str, float]:
     """Return the metrics of a method's own run: its selected candidate's, its cost, and the test results.
 
-    Over several trainings ``<part>_<metric>_mean`` and ``_sd`` as well, and after calibration ``calibrated_<part>_<metric>``.
+    Over several trainings ``<part>_<metric>_mean`` and ``_sd`` as well, and after calibration
+    ``calibrated_<part>_<metric>``.
     """
     test = {}
     for name, interval in method.test.items():

@@ -1,7 +1,8 @@
 """The model that MLflow saves and serves, executed by MLflow itself ("models from code").
 
 Takes a DataFrame with a column ``image``: image files (PNG, JPEG, ...) as base64 text. Returns one row an image: the
-``label``, then the probability of each class, calibrated if the model was logged so. It never takes a path: over HTTP, that would let a caller read files.
+``label``, then the probability of each class, calibrated if the model was logged so. It never takes a path: over HTTP,
+that would let a caller read files.
 """
 
 import base64
