@@ -115,7 +115,9 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     metric, alpha = champion["selected_by"], 1 - confidence
     label = LABELS[metric]
     name = title(champion["network"], champion["method"])
-    sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}."]
+    repeats = champion["repeats"]
+    over = f", over {repeats['count']} trainings {_mean_and_spread(champion, 'test', metric)}" if repeats else ""
+    sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}{over}."]
     groups: dict[str, list[str]] = {"better": [], "worse": [], "chance": []}
     for one in others:
         paired = one["against_champion"]

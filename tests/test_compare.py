@@ -406,6 +406,7 @@ def test_the_champion_has_the_best_mean_over_repeats_not_the_luckiest_first_trai
     for text in (capsys.readouterr().out, Path("results/leaderboard.md").read_text()):
         assert "0.800 ± 0.050" in text and "0.800 ± 0.100" in text and "0.600 ± 0 " in text
         assert "draws nothing (convnet · scratch)" in " ".join(text.split())
+    assert "[0.817, 0.967], over 3 trainings 0.800 ± 0.100." in Path("results/leaderboard.md").read_text()
     _, rows = leaderboard.csv_table(entries())
     assert rows[0]["repeats"] == 3 and rows[0]["test_accuracy_mean"] == "0.8000" == rows[0]["validation_accuracy_mean"]
     summary = artifacts.read_json(Path("results/metrics.json"))
