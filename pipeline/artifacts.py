@@ -36,6 +36,7 @@ FEATURES = Path("data/features")
 RESULTS = Path("results")
 RUNS = RESULTS / "runs"
 LEADERBOARD = RESULTS / "leaderboard.json"
+CALIBRATION = RESULTS / "calibration.json"
 
 MANIFEST_COLUMNS = ("path", "label", "split", "group", "stratum", "sha256")
 
@@ -80,6 +81,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard_directory(path: Path) -> None:
+    """Remove a directory by way of another name, so that what a kill leaves of it is not taken for a whole one."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as doomed:
+        os.replace(path, Path(doomed) / path.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -232,22 +239,36 @@ class Predictions:
 
     ``validation``: float32 (candidates, n_validation, classes), every candidate.
     ``test``: float32 (n_test, classes), the selected candidate only.
+    ``repeats_validation``, ``repeats_test``: float32 (repeats - 1, n, classes), the selected candidate trained again
+    with other seeds; both None, and absent from the file, if it was trained once.
     """
 
     validation: np.ndarray
     test: np.ndarray
+    repeats_validation: np.ndarray | None = None
+    repeats_test: np.ndarray | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How many times the selected candidate was trained."""
+        return 1 if self.repeats_test is None else 1 + len(self.repeats_test)
+
+
+_REPEATS = ("repeats_validation", "repeats_test")
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     _check_predictions(path, predictions)
+    repeats = {name: array for name in _REPEATS if (array := getattr(predictions, name)) is not None}
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, validation=predictions.validation, test=predictions.test)
+        np.savez(file, validation=predictions.validation, test=predictions.test, **repeats)
 
 
 def read_predictions(path: Path) -> Predictions:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            predictions = Predictions(arrays["validation"], arrays["test"])
+            repeats = {name: arrays[name] for name in _REPEATS if name in arrays}
+            predictions = Predictions(arrays["validation"], arrays["test"], **repeats)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
@@ -257,13 +278,27 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _check_predictions(path: Path, predictions: Predictions) -> None:
-    for name, array, ndim in (("validation", predictions.validation, 3), ("test", predictions.test, 2)):
+    arrays = [("validation", predictions.validation, 3), ("test", predictions.test, 2)]
+    again = predictions.repeats_validation, predictions.repeats_test
+    if (again[0] is None) != (again[1] is None):
+        raise ArtifactError(f"{path}: {' and '.join(_REPEATS)} must both be there or both be absent")
+    if again[0] is not None:
+        arrays += [(name, array, 3) for name, array in zip(_REPEATS, again, strict=True)]
+    for name, array, ndim in arrays:
         if array.dtype != np.float32 or array.ndim != ndim:
             raise ArtifactError(f"{path}: {name} must be float32 with {ndim} axes, received {array.dtype} {array.shape}")
         if not np.isfinite(array).all() or (array < 0).any() or (np.abs(array.sum(axis=-1) - 1) > 1e-4).any():
             raise ArtifactError(f"{path}: {name} must hold probabilities that sum to 1 along the last axis")
     if predictions.validation.shape[-1] != predictions.test.shape[-1]:
         raise ArtifactError(f"{path}: validation and test have different numbers of classes")
+    if again[0] is None:
+        return
+    expected = [(len(again[1]) or 1, *predictions.validation.shape[1:]), (len(again[1]) or 1, *predictions.test.shape)]
+    if [array.shape for array in again] != expected:
+        raise ArtifactError(
+            f"{path}: {' and '.join(_REPEATS)} must have the shapes (repeats - 1, images, classes) of the first "
+            f"training, received {again[0].shape} and {again[1].shape}"
+        )
 
 
 class Candidate(pydantic.BaseModel):
@@ -293,8 +328,28 @@ class Cost(pydantic.BaseModel):
     multiply_adds: int
 
 
+class Repeat(pydantic.BaseModel):
+    """A further training of the selected candidate, with the root seed ``seed``; the rest as in `Candidate`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    converged: bool = True
+    notes: dict[str, float | int | str] = {}
+    history: dict[str, list[float]] = {}
+
+
+def of_repeat(number: int, name: str) -> str:
+    """Return what a value of a training after the first is called beside those of the first; counted from 1."""
+    return f"repeat_{number}_{name}"
+
+
 class Record(pydantic.BaseModel):
-    """What a run was and did, without clocks, hosts, paths or metrics: metrics are computed from predictions."""
+    """What a run was and did, without clocks, hosts, paths or metrics: metrics are computed from predictions.
+
+    ``repeats``: the trainings after the first, in the order of the predictions. ``draws``: whether training draws
+    anything from its seed; if not, every repeat is the first one again, and nothing was trained twice.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -307,6 +362,8 @@ class Record(pydantic.BaseModel):
     candidates: list[Candidate]
     selected: int
     cost: Cost
+    repeats: list[Repeat] = []
+    draws: bool = True
 
     @property
     def name(self) -> str:
@@ -322,6 +379,19 @@ def read_record(path: Path) -> Record:
         return Record.model_validate(read_json(path))
     except pydantic.ValidationError as error:
         raise ArtifactError(f"{path} is not a run's record: {error}") from None
+
+
+def read_calibrator(run: Path, saved: Path = CALIBRATION) -> Mapping[str, Any] | None:
+    """Return the calibrator that the last comparison fitted for a run, None without.
+
+    Raises ArtifactError if it was fitted on other predictions than the run's.
+    """
+    found = read_json(saved)["runs"].get(run.name) if saved.exists() else None
+    if found is None:
+        return None
+    if found["predictions"] != sha256_file(run / "predictions.npz"):
+        raise ArtifactError(f"{saved} calibrates other predictions than those of {run}: run `dvc repro`")
+    return found["calibrator"]
 
 
 # --- digests -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, leaderboard, metrics, seeds, statistics
+from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
 
@@ -39,14 +40,28 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """What calibration makes of a method: on validation cross-fitted, on test by the one calibrator that is kept."""
+
+    calibrator: calibrators.Calibrator
+    validation: metrics.Evaluation
+    test: metrics.Evaluation
+
+
+@dataclass(frozen=True)
 class Method:
-    """One run and the evaluations of its selected candidate; ``strata``: rows of a stratum and their evaluation."""
+    """One run and the evaluations of its selected candidate; ``strata``: rows of a stratum and their evaluation.
+
+    ``repeats``: for validation and test the evaluations of every training, the first one first.
+    """
 
     record: artifacts.Record
     predictions: artifacts.Predictions
     validation: metrics.Evaluation
     test: metrics.Evaluation
     strata: Mapping[str, tuple[np.ndarray, metrics.Evaluation]]
+    repeats: Mapping[str, tuple[metrics.Evaluation, ...]]
+    calibrated: Calibrated | None
 
     @property
     def title(self) -> str:
@@ -62,19 +77,44 @@ def evaluate(record: artifacts.Record, predictions: artifacts.Predictions, proto
     for name in names if len(names) > 1 else []:
         rows = np.flatnonzero(test_strata == name)
         strata[name] = (rows, protocol.evaluate(predictions.test[rows], protocol.test_labels[rows]))
+    chosen = predictions.validation[record.selected]
+    validation = protocol.evaluate(chosen, protocol.validation.labels)
+    test = protocol.evaluate(predictions.test, protocol.test_labels)
+    again = {"validation": (), "test": ()} if predictions.repeats == 1 else {
+        "validation": [protocol.evaluate(each, validation.labels) for each in predictions.repeats_validation],
+        "test": [protocol.evaluate(each, test.labels) for each in predictions.repeats_test],
+    }  # fmt: skip
     return Method(
         record=record,
         predictions=predictions,
-        validation=protocol.evaluate(predictions.validation[record.selected], protocol.validation.labels),
-        test=protocol.evaluate(predictions.test, protocol.test_labels),
+        validation=validation,
+        test=test,
         strata=strata,
+        repeats={"validation": (validation, *again["validation"]), "test": (test, *again["test"])},
+        calibrated=_calibrated(chosen, predictions.test, protocol),
+    )
+
+
+def _calibrated(validation: np.ndarray, test: np.ndarray, protocol: Protocol) -> Calibrated | None:
+    kind, labels = protocol.compare.calibration, protocol.validation.labels
+    if kind is None:
+        return None
+    calibrator = fitting.fit(kind, validation, labels)
+    folds = fitting.folds(labels, seed=protocol.seed)
+    return Calibrated(
+        calibrator,
+        protocol.evaluate(fitting.cross_fitted(kind, validation, labels, folds), labels),
+        protocol.evaluate(calibrator.apply(test), protocol.test_labels),
     )
 
 
 def rank(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
-    """Return the methods best first by the chosen metric on validation, then log loss, then order; the first wins."""
-    order = metrics.ranking(
-        np.stack([method.validation.probabilities for method in methods]),
+    """Return the methods best first by the chosen metric on validation, then log loss, then order; the first wins.
+
+    Both are means over the repeats: a single training may have been lucky (docs/decisions/0016).
+    """
+    order = metrics.ranking_of_means(
+        np.stack([[each.probabilities for each in method.repeats["validation"]] for method in methods]),
         protocol.validation.labels,
         metric=protocol.selection.metric,
         positive=protocol.positive,
@@ -99,9 +139,43 @@ def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.En
             test=_intervals(method.test, test[method.record.name], confidence),
             strata=_strata(method, test[method.record.name], metric, confidence),
             against_champion=against.get(method.record.name),
+            repeats=_spread(method),
+            calibration=_before_and_after(method),
         )
         for place, method in enumerate(ranked, start=1)
     ]
+
+
+def _spread(method: Method) -> dict[str, Any] | None:
+    """Return every metric's mean and standard deviation over the repeats; None of a method trained once."""
+    if method.predictions.repeats == 1:
+        return None
+    found: dict[str, Any] = {"count": method.predictions.repeats, "draws": method.record.draws}
+    for part, evaluations in method.repeats.items():
+        values = [evaluation.measure() for evaluation in evaluations]
+        spreads = {name: metrics.spread([float(each[name][0]) for each in values]) for name in metrics.NAMES}
+        found[part] = {
+            name: leaderboard.numbers({"mean": mean, "sd": deviation}) for name, (mean, deviation) in spreads.items()
+        }
+    return found
+
+
+def _before_and_after(method: Method) -> dict[str, Any] | None:
+    """Return the calibrator in words and the metrics it is meant for before and after it; None without one."""
+    if method.calibrated is None:
+        return None
+    found: dict[str, Any] = {"calibrator": calibrators.in_words(method.calibrated.calibrator.describe())}
+    pairs = {
+        "validation": (method.validation, method.calibrated.validation),
+        "test": (method.test, method.calibrated.test),
+    }
+    for part, evaluations in pairs.items():
+        before, after = (each.measure(names=leaderboard.CALIBRATION_METRICS) for each in evaluations)
+        found[part] = {
+            name: leaderboard.numbers({"before": float(before[name][0]), "after": float(after[name][0])})
+            for name in leaderboard.CALIBRATION_METRICS
+        }
+    return found
 
 
 def _resampled(

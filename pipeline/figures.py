@@ -43,23 +43,31 @@ class Training(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """One method's confidence bins: images in each, mean confidence and accuracy (NaN if empty), (bins,) each."""
+    """One method's confidence bins: images in each, mean confidence and accuracy (NaN if empty), (bins,) each.
+
+    ``before``: the same before calibration, if there was any.
+    """
 
     name: str
     count: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
     note: str = ""
+    before: Calibration | None = None
 
 
 class Bar(NamedTuple):
-    """One method's metric on validation, and on test with its interval; NaN where undefined."""
+    """One method's metric on validation, and on test with its interval; NaN where undefined.
+
+    ``validation``: what ranked the method. ``others``: on test, of the trainings after the first.
+    """
 
     name: str
     validation: float
     test: float
     low: float
     high: float
+    others: Sequence[float] = ()
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, title: str, path: Path) -> None:
@@ -106,7 +114,10 @@ def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, pa
 
 
 def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, path: Path) -> None:
-    """Draw for each method its accuracy over its confidence, and below it how many images have that confidence."""
+    """Draw for each method its accuracy over its confidence, and below it how many images have that confidence.
+
+    Dashed lines are what both were before calibration.
+    """
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
     with figure_file(path, width=max(3.0 * columns, 4.5), height=3.9 * rows + 0.4) as figure:
@@ -114,7 +125,7 @@ def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, pa
         grid = figure.subplots(
             2 * rows, columns, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1] * rows}
         )
-        tallest = max(panel.count.max() for panel in panels)
+        tallest = max(each.count.max() for panel in panels for each in (panel, panel.before) if each)
         for index in range(rows * columns):
             row, column = divmod(index, columns)
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
@@ -178,8 +189,11 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
             axes.plot([bar.low, bar.high], [position, position], color=color, linewidth=width, solid_capstyle="round")
             axes.plot(bar.test, position, "o", color=color, markersize=8 if position == 0 else 6,
                       label=f"test, {confidence:.0%} interval" if position == 0 else None)  # fmt: skip
-            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white", markeredgecolor=COLORS[1],
-                      label="validation, which chose" if position == 0 else None)  # fmt: skip
+            axes.plot(bar.others, [position] * len(bar.others), "|", color=color, markersize=9,
+                      label="test, other trainings" if position == 0 and len(bar.others) else None)  # fmt: skip
+            chose = "validation, which chose" + (" (mean)" if len(bar.others) else "")
+            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white",
+                      markeredgecolor=COLORS[1], label=chose if position == 0 else None)  # fmt: skip
             axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
                           textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
         # The champion's interval as a band, against which the others are read.
@@ -189,7 +203,7 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.set(ylim=(len(bars) - 0.4, -0.7), xlabel=label)
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
 
 def _line_style(place: int) -> dict[str, Any]:
@@ -222,6 +236,11 @@ def _draw_calibration(above: Axes, below: Axes, panel: Calibration, *, champion:
     filled = panel.count > 0
     above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)))
     above.bar(edges[:-1][filled], panel.accuracy[filled], np.diff(edges)[filled], align="edge", color=color, alpha=0.35)
+    if panel.before:
+        seen = panel.before.count > 0
+        confidence, accuracy = panel.before.confidence[seen], panel.before.accuracy[seen]
+        above.plot(confidence, accuracy, "o--", color=COLORS[1], markersize=3, linewidth=1.2, markerfacecolor="white")
+        below.stairs(panel.before.count, edges, color=COLORS[1], linestyle="--", linewidth=1.0)
     above.plot(panel.confidence[filled], panel.accuracy[filled], "o-", color=color, markersize=4, linewidth=1.5)
     name = _shown_name(panel.name.replace(" · ", "\n"), 0 if champion else 1)
     above.set_title("\n".join(filter(None, [name, panel.note])), fontsize=9)

@@ -10,6 +10,7 @@ for which nothing is left (ROC-AUC when all labels are equal) is NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -233,14 +234,39 @@ def ranking(validation: np.ndarray, labels: np.ndarray, *, metric: str, positive
 
     Raises ValueError if the metric is undefined on these labels.
     """
+    return ranking_of_means(validation[:, np.newaxis], labels, metric=metric, positive=positive)
+
+
+def ranking_of_means(
+    validation: np.ndarray, labels: np.ndarray, *, metric: str, positive: int | None
+) -> list[int]:
+    """Return the indices of ``validation`` (methods, repeats, n, classes), best first; see `ranking`.
+
+    The metric and the log loss of a method are the means over its repeats.
+    """
     keys = []
-    for index, probabilities in enumerate(validation):
-        value = score(metric, probabilities, labels, positive=positive)
+    for index, repeats in enumerate(validation):
+        value, loss = (
+            spread([score(name, probabilities, labels, positive=positive) for probabilities in repeats])[0]
+            for name in (metric, "log_loss")
+        )
         if np.isnan(value):
             raise ValueError(f"{metric} is undefined on these {len(labels)} labels, all of class {labels[0]}")
-        loss = score("log_loss", probabilities, labels, positive=positive)
         keys.append((value if metric in LOWER_IS_BETTER else -value, loss, index))
     return [index for _, _, index in sorted(keys)]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the standard deviation (of a sample: n - 1) of a metric over repeats; NaN of one value.
+
+    Rounded to what float64 can vouch for, so that equal means are equal: the mean of 0.1, 0.2 and 0.3 is 0.2. Equal
+    values have exactly that mean, and no spread.
+    """
+    if len(set(values)) == 1:
+        return values[0], 0.0 if len(values) > 1 else math.nan
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return float(f"{mean:.12g}"), float(f"{deviation:.12g}")
 
 
 def select(validation: np.ndarray, labels: np.ndarray, *, metric: str, positive: int | None) -> int:

@@ -3,43 +3,45 @@
 What is frozen of a network is computed by the forward-only engine, once for each image and view; only the rest is
 trained by Keras (docs/decisions/0009). Final predictions come from the engine altogether, whose bytes do not depend on
 the batch size: whoever predicts one image later gets the number that was evaluated.
+
+A network is trained ``repeats`` times, each with its own seed for initial weights, dropout, the order of images and
+augmentation. What the first training leaves is the run; of the others, the predictions count.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline import activations, artifacts, images, inference, networks, training, training_curves
+from pipeline import activations, artifacts, images, inference, networks, provenance, training, training_curves
 from pipeline.activations import View
 from pipeline.params import Params
 from pipeline.progress import Log, progress, say
-from pipeline.seeds import child_seed
+from pipeline.seeds import child_seed, repeat_seed
 
 if TYPE_CHECKING:
     import keras
 
 Stage = Literal["head", "fine_tune", "scratch"]
 
-READS = ("seed", "images", "compute", "augmentation")
+READS = ("seed", "repeats", "images", "compute", "augmentation")
 INPUTS = (str(artifacts.MANIFEST), *(str(artifacts.SPLIT / part) for part in artifacts.PARTS))
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+# Finished repeats of a stage that was killed; a run is always put together from here.
+CACHE = Path(".cache/repeats")
+_ABOUT = "repeat.json"
 # Of decoded images that a network from scratch trains on, in every epoch anew.
 DECODED_BYTES = 2**30
 
 
-def prepare(stage: Stage, params: Params) -> None:
-    """Make this process train deterministically; call before the first network is built."""
-    training.prepare(threads=params.value("compute.threads"), seed=child_seed(params.value("seed"), "training", stage))
-
-
-def train(
-    model: keras.Model,
+def run(
+    build: Callable[[int], keras.Model],
     *,
     stage: Stage,
     network: str,
@@ -47,19 +49,73 @@ def train(
     params: Params,
     inputs: Sequence[str],
     log: Log,
+    keep_weights: bool = False,
 ) -> None:
-    """Train ``model`` on the split and write ``results/runs/<network>-<stage>``.
+    """Train networks on the split and write ``results/runs/<network>-<stage>``.
 
-    ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps. If ``model`` has a frozen
-    part, then it is that of the stored backbone ``network``.
+    ``build`` returns the network to train in one repeat, counted from 1; if it has a frozen part, then that of the
+    stored backbone ``network``. ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps.
+    ``keep_weights``: of every repeat, under `weights_of`.
+
+    Finished repeats of a stage that was killed are kept, so that it goes on with the next one.
     """
+    digests = {path: artifacts.sha256_path(Path(path)) for path in inputs}
+    decisive = {name: value for name, value in params.declared().items() if name != "repeats"}
+    code = provenance.code_digest([f"pipeline.stages.{stage}"])
+    key = provenance.digest([decisive, digests, code, provenance.environment()])
+    cache = CACHE / f"{network}-{stage}" / key
+    count = params.value("repeats")
+    for number in range(1, count + 1):
+        seed = repeat_seed(params.value("seed"), number)
+        if count > 1:
+            known = ", finished before" if (cache / str(number)).is_dir() else ""
+            say(f"repeat {number}/{count} of {stage} on {network}, seed {seed}{known}")
+        if not (cache / str(number)).is_dir():
+            with artifacts.whole_directory(cache / str(number)) as directory:
+                # Before the first network is built.
+                training.prepare(threads=params.value("compute.threads"), seed=child_seed(seed, "training", stage))
+                watched = log if number == 1 else _OfRepeat(log, number)
+                _train(
+                    build(number),
+                    directory,
+                    seed=seed,
+                    stage=stage,
+                    network=network,
+                    block=block,
+                    params=params,
+                    log=watched,
+                )
+    _write_run(
+        [cache / str(number) for number in range(1, count + 1)],
+        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests,
+    )  # fmt: skip
+    artifacts.discard_directory(cache.parent)
+
+
+def weights_of(run: Path, repeat: int) -> Path:
+    """Return where a run keeps the network of one repeat, counted from 1."""
+    return run if repeat == 1 else run / "repeats" / str(repeat)
+
+
+def _train(
+    model: keras.Model,
+    directory: Path,
+    *,
+    seed: int,
+    stage: Stage,
+    network: str,
+    block: training.FitParams,
+    params: Params,
+    log: Log,
+) -> None:
+    """Train ``model`` from the root seed ``seed``; fill ``directory`` with the run's files and with `_ABOUT`."""
     parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
     split = training.split(model)
     compute = params.block("compute", inference.ComputeParams)
     say(f"training {networks.count_trainable_parameters(model):,} of {networks.count_parameters(model):,} parameters "
         f"on {len(parts['train'])} images of {model.input_shape[1]} x {model.input_shape[1]}, "
         f"watched on {len(parts['validation'])}")  # fmt: skip
-    seed = child_seed(params.value("seed"), stage)
+    seed = child_seed(seed, stage)
     with contextlib.ExitStack() as stack:
         if split.frozen is None:
             source: _Pixels | _Rows = _Pixels(model.input_shape[1], params, seed=seed)
@@ -85,30 +141,77 @@ def train(
             validation=source.predict(tail, parts["validation"])[np.newaxis],
             test=source.predict(tail, parts["test"]),
         )
+    networks.save(model, directory)
+    about = {
+        "candidate": _candidate(stage, block, fit).model_dump(),
+        "cost": {
+            "trainable_parameters": networks.count_trainable_parameters(model),
+            "total_parameters": networks.count_parameters(model),
+            "model_bytes": sum(file.stat().st_size for file in directory.iterdir()),
+            "multiply_adds": networks.multiply_adds(model),
+        },
+    }
+    artifacts.write_predictions(directory / "predictions.npz", predictions)
+    # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
+    artifacts.write_json(directory / "frozen.json", source.about)
+    _write_history(directory, fit, title=f"{network} · {stage}")
+    artifacts.write_json(directory / _ABOUT, about)
+
+
+def _write_run(
+    repeats: Sequence[Path],
+    *,
+    keep_weights: bool,
+    stage: Stage,
+    network: str,
+    params: Params,
+    inputs: dict[str, str],
+) -> None:
+    """Write the run: the files of its first training, and the predictions of all."""
+    about = [artifacts.read_json(repeat / _ABOUT) for repeat in repeats]
+    first, *others = [artifacts.read_predictions(repeat / "predictions.npz") for repeat in repeats]
+    trained = [artifacts.Candidate.model_validate(each["candidate"]) for each in about]
+    again = {
+        "repeats_validation": np.concatenate([other.validation for other in others]),
+        "repeats_test": np.stack([other.test for other in others]),
+    } if others else {}  # fmt: skip
     with artifacts.whole_directory(artifacts.RUNS / f"{network}-{stage}") as directory:
-        networks.save(model, directory)
-        model_bytes = sum(file.stat().st_size for file in directory.iterdir())
+        shutil.copytree(repeats[0], directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_ABOUT))
+        for number, repeat in enumerate(repeats[1:], start=2):
+            if keep_weights:
+                weights_of(directory, number).mkdir(parents=True)
+                for name in (networks.ARCHITECTURE, networks.WEIGHTS):
+                    shutil.copyfile(repeat / name, weights_of(directory, number) / name)
         record = artifacts.Record(
             stage=stage,
             network=network,
             method=stage,
-            classes=list(parts["train"].classes),
+            classes=list(artifacts.read_part("train").classes),
             parameters=params.declared(),
-            inputs={path: artifacts.sha256_path(Path(path)) for path in inputs},
-            candidates=[_candidate(stage, block, fit)],
+            inputs=inputs,
+            candidates=[trained[0]],
             selected=0,
-            cost=artifacts.Cost(
-                trainable_parameters=networks.count_trainable_parameters(model),
-                total_parameters=networks.count_parameters(model),
-                model_bytes=model_bytes,
-                multiply_adds=networks.multiply_adds(model),
-            ),
-        )
+            cost=artifacts.Cost.model_validate(about[0]["cost"]),
+            repeats=[
+                artifacts.Repeat(seed=repeat_seed(params.value("seed"), number), converged=other.converged,
+                                 notes=other.notes, history=other.history)
+                for number, other in enumerate(trained[1:], start=2)
+            ],
+        )  # fmt: skip
         artifacts.write_record(directory / "record.json", record)
-        artifacts.write_predictions(directory / "predictions.npz", predictions)
-        # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
-        artifacts.write_json(directory / "frozen.json", source.about)
-        _write_history(directory, fit, title=f"{network} · {stage}")
+        artifacts.write_predictions(
+            directory / "predictions.npz", artifacts.Predictions(first.validation, first.test, **again)
+        )
+
+
+class _OfRepeat:
+    """Passes on the steps of a training after the first, under names of their own."""
+
+    def __init__(self, log: Log, number: int):
+        self._log, self._number = log, number
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._log.step(step, {artifacts.of_repeat(self._number, name): value for name, value in metrics.items()})
 
 
 class _Rows:

@@ -1,10 +1,12 @@
 """A finished run as a function from image files to class probabilities.
 
-Used by ``python -m pipeline predict`` and by the model that MLflow serves: both give the numbers that were evaluated.
+Used by ``python -m pipeline predict`` and by the model that MLflow serves: both give the numbers that were evaluated,
+passed through a calibrator if they are given one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, feature_store, images, inference, networks, training
+from pipeline.calibration import calibrators
 
 
 # Images a forward pass; the prediction of an image does not depend on it.
@@ -23,16 +26,20 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Predictor:
-    """``classes`` in the order of the columns of `probabilities`."""
+    """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if any."""
 
     classes: tuple[str, ...]
     image_params: images.ImageParams
     frozen: inference.FrozenNetwork
     classify: Callable[[np.ndarray], np.ndarray]
     threads: int
+    calibrator: calibrators.Calibrator | None = None
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:
-        """Return float32 (n, classes) for image files, or their bytes, in order. Raises images.ImageError."""
+        """Return (n, classes) for image files, or their bytes, in order: float32, or calibrated float64.
+
+        Raises images.ImageError.
+        """
         if not sources:
             return np.empty((0, len(self.classes)), dtype=np.float32)
         size = self.frozen.input_shape[0]
@@ -41,19 +48,29 @@ class Predictor:
             return images.load(source, size=size, params=self.image_params)[np.newaxis]
 
         batches = images.batches(sources, read, batch_size=BATCH_SIZE, threads=self.threads)
-        return np.concatenate([self.classify(rows) for rows in self.frozen.map(batches)])
+        found = np.concatenate([self.classify(rows) for rows in self.frozen.map(batches)])
+        return found if self.calibrator is None else self.calibrator.apply(found)
 
 
 def load(
-    run: Path, backbones: Path = artifacts.BACKBONES, store: feature_store.FeatureStore | None = None
+    run: Path,
+    backbones: Path = artifacts.BACKBONES,
+    store: feature_store.FeatureStore | None = None,
+    *,
+    calibrator: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Return the predictor of a run's directory. A classifier on features also needs its network in ``backbones``.
 
     How images are read and computed comes from the run, so later changes of params.yaml do not touch it. Networks are
-    kept in ``store`` in the engine's own form, so that the next call need not convert them.
+    kept in ``store`` in the engine's own form, so that the next call need not convert them. ``calibrator``: as a
+    comparison saved it (`artifacts.read_calibrator`).
     """
     record = artifacts.read_record(run / "record.json")
-    return _of_classifier(run, record, backbones, store) if record.stage == "sweep" else _of_network(run, record, store)
+    of_classifier = record.stage == "sweep"
+    found = _of_classifier(run, record, backbones, store) if of_classifier else _of_network(run, record, store)
+    if calibrator is None:
+        return found
+    return dataclasses.replace(found, calibrator=calibrators.from_description(calibrator))
 
 
 def _of_classifier(

@@ -60,7 +60,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "scratch": ScratchBlock,
     "compare": statistics.CompareParams,
 }
-LOOSE = ("seed", "backbones", "classifiers")
+LOOSE = ("seed", "repeats", "backbones", "classifiers")
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -75,7 +75,8 @@ def check(values: Mapping[str, Any]) -> None:
 
     allowed = (*BLOCKS, *LOOSE)
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
-    attempt(lambda: _check_seed(params.lookup(values, "seed")))
+    attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
+    attempt(lambda: _check_count("repeats", params.lookup(values, "repeats"), at_least=1))
     attempt(lambda: _names("backbones", params.lookup(values, "backbones"), backbones.BACKBONES))
     for key, model in BLOCKS.items():
         attempt(lambda key=key, model=model: params.parse(params.lookup(values, key), model, where=key))
@@ -138,9 +139,9 @@ def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise params.ParamsError(f"params.yaml: seed must be an integer of at least 0, received {seed!r}")
+def _check_count(key: str, value: Any, *, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise params.ParamsError(f"params.yaml: {key} must be an integer of at least {at_least}, received {value!r}")
 
 
 def _check_classifiers(families: Any) -> None:

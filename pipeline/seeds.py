@@ -22,3 +22,8 @@ def child_seed(root: int, *names: str | int) -> int:
 def generator(root: int, *names: str | int) -> np.random.Generator:
     """Return a NumPy generator of its own for the consumer called ``names``."""
     return np.random.Generator(np.random.PCG64(child_seed(root, *names)))
+
+
+def repeat_seed(root: int, repeat: int) -> int:
+    """Return the root seed of one training of several; the first, number 1, is trained with the root seed itself."""
+    return root if repeat == 1 else child_seed(root, "repeat", repeat)

@@ -10,7 +10,7 @@ It is honest about sampling the images of this split; it knows nothing of anothe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -29,6 +29,7 @@ class CompareParams(Block):
     confidence: float = pydantic.Field(ge=0.5, lt=1)
     bootstrap_samples: int = pydantic.Field(ge=100)
     calibration_bins: int = pydantic.Field(ge=2)
+    calibration: Literal["temperature", "isotonic"] | None
 
 
 class Interval(NamedTuple):

@@ -138,12 +138,16 @@ class Fit:
 
 
 def prepare(*, threads: int, seed: int) -> None:
-    """Make this process train deterministically: call once, before the first network is built."""
+    """Make this process train deterministically: call before the first network of each training is built.
+
+    What came before in the process leaves no trace: not in what is drawn, nor in the names of layers.
+    """
     networks.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
+    keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
 
 

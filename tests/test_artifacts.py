@@ -126,6 +126,33 @@ def test_predictions_must_be_probabilities(tmp_path):
         artifacts.read_predictions(path)
 
 
+def test_repeats_are_kept_beside_the_first_training_and_absent_without_them(tmp_path):
+    path = tmp_path / "p.npz"
+    once = Predictions(np.full((2, 3, 2), 0.5, np.float32), np.full((4, 2), 0.5, np.float32))
+    artifacts.write_predictions(path, once)
+    with np.load(path) as arrays:
+        assert sorted(arrays) == ["test", "validation"]
+    assert artifacts.read_predictions(path).repeats == 1
+    again = np.full((2, 3, 2), 0.25, np.float32) + [0, 0.5], np.full((2, 4, 2), 0.25, np.float32) + [0, 0.5]
+    validation, test = (array.astype(np.float32) for array in again)
+    artifacts.write_predictions(path, Predictions(once.validation, once.test, validation, test))
+    read = artifacts.read_predictions(path)
+    assert read.repeats == 3
+    np.testing.assert_array_equal(read.repeats_validation, validation)
+    np.testing.assert_array_equal(read.repeats_test, test)
+    for bad, problem in (
+        ((validation, None), "both be there or both be absent"),
+        ((None, test), "both be there or both be absent"),
+        ((validation[:1], test), "must have the shapes"),
+        ((validation, test[:, :-1]), "must have the shapes"),
+        ((validation[:0], test[:0]), "must have the shapes"),
+        ((validation, test + 1), "sum to 1"),
+        ((validation, test.astype(np.float64)), "float32"),
+    ):
+        with pytest.raises(ArtifactError, match=problem):
+            artifacts.write_predictions(path, Predictions(once.validation, once.test, *bad))
+
+
 def test_a_directory_digest_sees_names_and_bytes_but_not_order(tmp_path):
     for name, order in (("one", "ab"), ("two", "ba")):
         (tmp_path / name).mkdir()

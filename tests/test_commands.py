@@ -1,17 +1,20 @@
-"""prune, lock and demo: what they remove, say and copy, and above all what they leave alone."""
+"""prune, lock, demo and predict: what they remove, say and copy, and above all what they leave alone."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import params
-from pipeline.commands import demo, lock, prune
+from pipeline import artifacts, params, predictor
+from pipeline.calibration import calibrators
+from pipeline.commands import demo, lock, predict, prune
 from pipeline.errors import BakeoffError
 
 VALUES = {
@@ -279,3 +282,74 @@ def test_a_copy_has_a_store_and_a_repository_of_its_own(monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "GIT_DIR"):
         monkeypatch.setenv(name, "somewhere")
         assert name not in demo.environment()
+
+
+# --- predict -------------------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """A predictor whose model says the same of every image."""
+
+    classes = ("cat", "dog")
+    raw = np.array([[0.9, 0.1]], dtype=np.float32)
+
+    def __init__(self, calibrator):
+        self.calibrator = calibrator
+
+    def probabilities(self, files):
+        found = np.repeat(self.raw, len(files), axis=0)
+        return calibrators.from_description(self.calibrator).apply(found) if self.calibrator else found
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch) -> Path:
+    """A project whose comparison calibrated its only run by temperature 2."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predictor, "load", lambda run, store, calibrator: Stub(calibrator))
+    run = artifacts.RUNS / "lite-svm"
+    half = np.full((1, 3, 2), 0.5, np.float32)
+    artifacts.write_predictions(run / "predictions.npz", artifacts.Predictions(half, half[0]))
+    artifacts.write_text(run / "record.json", "{}")
+    artifacts.write_json(artifacts.LEADERBOARD, [{"run": "lite-svm", "champion": True}])
+    fitted = {"calibrator": {"kind": "temperature", "temperature": 2.0},
+              "predictions": artifacts.sha256_file(run / "predictions.npz")}  # fmt: skip
+    artifacts.write_json(artifacts.CALIBRATION, {"kind": "temperature", "runs": {"lite-svm": fitted}})
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    return tmp_path
+
+
+def test_predict_calibrates_where_the_comparison_did_and_says_so(calibrated, capsys):
+    assert predict.main(arguments(predict, "photo.jpg", "--format", "json")) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert row["calibration"] == "temperature"
+    # The odds of 9 to 1 become their square root.
+    assert [entry["probability"] for entry in row["top"]] == pytest.approx([0.75, 0.25])
+    assert "calibrated on validation (temperature 2); --uncalibrated" in said.err
+    predict.main(arguments(predict, "photo.jpg", "--format", "csv"))
+    header, *rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["path", "rank", "label", "probability", "calibration"]
+    assert [(row[1], row[2], row[4]) for row in rows] == [("1", "cat", "temperature"), ("2", "dog", "temperature")]
+
+
+@pytest.mark.parametrize("why", ["asked for", "not calibrated", "compared by an older version"])
+def test_predict_gives_the_models_own_numbers(calibrated, capsys, why):
+    if why == "not calibrated":
+        artifacts.write_json(artifacts.CALIBRATION, {"kind": None, "runs": {}})
+    if why == "compared by an older version":
+        artifacts.CALIBRATION.unlink()
+    extra = ["--uncalibrated"] if why == "asked for" else []
+    assert predict.main(arguments(predict, "photo.jpg", "--format", "json", *extra)) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert row.keys() == {"path", "label", "top"}
+    assert [np.float32(entry["probability"]) for entry in row["top"]] == Stub.raw[0].tolist()
+    assert "calibrated" not in said.err
+
+
+def test_predict_refuses_a_calibrator_of_another_training(calibrated):
+    half = np.full((1, 4, 2), 0.5, np.float32)
+    artifacts.write_predictions(artifacts.RUNS / "lite-svm/predictions.npz", artifacts.Predictions(half, half[0]))
+    with pytest.raises(BakeoffError, match="calibrates other predictions"):
+        predict.main(arguments(predict, "photo.jpg"))
+    assert predict.main(arguments(predict, "photo.jpg", "--uncalibrated")) == 0

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import artifacts, leaderboard, metrics
+from pipeline.calibration import calibrators
 from pipeline.commands import leaderboard as leaderboard_command
 from pipeline.params import Params
 from pipeline.progress import NoLog
@@ -72,13 +73,14 @@ def write_manifest(classes: Sequence[str] = CLASSES, strata: Sequence[str] = ("m
 def params(**changes: Any) -> Params:
     values = {
         "seed": 0,
+        "repeats": 1,
         "backbones": ["lite"],
         "classifiers": {"svm": {}, "trees": {}},
         "head": {"backbones": []},
         "fine_tune": {"backbones": []},
         "scratch": {"networks": ["convnet"]},
         "selection": {"metric": "accuracy", "positive_class": "defective"},
-        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10},
+        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None},
     }
     return Params(values | changes, compare.READS)
 
@@ -107,8 +109,13 @@ def write_run(
     history: Mapping[str, list[float]] | None = None,
     notes: Mapping[str, int] | None = None,
     seed: int = 0,
+    again: Sequence[tuple[float, float]] = (),
+    draws: bool = True,
 ) -> None:
-    """Write a run whose candidates are right on these shares of the validation images."""
+    """Write a run whose candidates are right on these shares of the validation images.
+
+    ``again``: shares of validation and test of the selected candidate's further trainings.
+    """
     part = artifacts.read_part("validation")
     count = len(part.classes)
     tests = artifacts.read_test_labels()
@@ -123,14 +130,20 @@ def write_run(
     stacked = [probabilities(part.labels, right=share, n_classes=count, seed=seed) for share in validation]
     artifacts.write_predictions(
         directory / "predictions.npz",
-        artifacts.Predictions(np.stack(stacked), probabilities(tests, right=test, n_classes=count, seed=seed + 1)),
-    )
+        artifacts.Predictions(
+            np.stack(stacked), probabilities(tests, right=test, n_classes=count, seed=seed + 1),
+            *([np.stack([probabilities(labels, right=share, n_classes=count, seed=seed + 2) for share in shares])
+               for labels, shares in zip((part.labels, tests), zip(*again, strict=True), strict=True)]
+              if again else ()),
+        ),
+    )  # fmt: skip
     artifacts.write_record(
         directory / "record.json",
         artifacts.Record(
             stage=stage, network=network, method=method, classes=list(part.classes), parameters={},
             inputs={"data/split/manifest.csv": artifacts.sha256_file(artifacts.MANIFEST)},
-            candidates=candidates, selected=selected,
+            candidates=candidates, selected=selected, draws=draws,
+            repeats=[artifacts.Repeat(seed=number) for number in range(len(again))],
             cost=artifacts.Cost(trainable_parameters=1281, total_parameters=3_400_000, model_bytes=17_000_000,
                                 multiply_adds=407_000_000),
         ),
@@ -366,3 +379,122 @@ def test_undefined_numbers_are_null_in_json_and_dashes_in_text():
     assert leaderboard.number(float("nan")) is None
     assert leaderboard.shown(None) == "–"
     assert json.dumps(leaderboard.numbers({"value": 1 / 3, "support": 7})) == '{"value": 0.333333, "support": 7}'
+
+
+# --- repeats -------------------------------------------------------------------------------------------------------
+
+
+def write_repeated_runs() -> None:
+    """The SVM wins by its first training, the trees by the mean of three."""
+    write_run("lite", "svm", validation=[0.9], test=0.8, again=[(0.6, 0.6), (0.6, 0.7)], seed=1)
+    write_run("lite", "trees", validation=[0.8], test=0.9, again=[(0.85, 0.8), (0.75, 0.7)], seed=2)
+    write_run("convnet", "scratch", validation=[0.6], test=0.6, again=[(0.6, 0.6)] * 2, draws=False, stage="scratch")
+
+
+def test_the_champion_has_the_best_mean_over_repeats_not_the_luckiest_first_training(project, capsys):
+    write_repeated_runs()
+    compare.main(params(repeats=3), log=NoLog())
+    trees, svm, scratch = entries()
+    assert [trees["method"], svm["method"], scratch["method"]] == ["trees", "svm", "scratch"]
+    assert svm["validation"]["accuracy"]["value"] == 0.9 > trees["validation"]["accuracy"]["value"] == 0.8
+    assert trees["repeats"]["validation"]["accuracy"] == {"mean": 0.8, "sd": pytest.approx(0.05)}
+    assert svm["repeats"]["validation"]["accuracy"]["mean"] == pytest.approx(0.7)
+    # What is kept and paired is the first training.
+    assert trees["test"]["accuracy"]["value"] == 0.9
+    assert trees["repeats"]["test"]["accuracy"] == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}
+    assert scratch["repeats"]["count"] == 3 and not scratch["repeats"]["draws"]
+    for text in (capsys.readouterr().out, Path("results/leaderboard.md").read_text()):
+        assert "0.800 ± 0.050" in text and "0.800 ± 0.100" in text and "0.600 ± 0 " in text
+        assert "draws nothing (convnet · scratch)" in " ".join(text.split())
+    assert "[0.817, 0.967], over 3 trainings 0.800 ± 0.100." in Path("results/leaderboard.md").read_text()
+    _, rows = leaderboard.csv_table(entries())
+    assert rows[0]["repeats"] == 3 and rows[0]["test_accuracy_mean"] == "0.8000" == rows[0]["validation_accuracy_mean"]
+    summary = artifacts.read_json(Path("results/metrics.json"))
+    assert summary["lite-trees"]["validation_accuracy_mean"] == 0.8
+
+
+def test_equal_means_are_decided_by_the_mean_log_loss_then_by_declared_order(project):
+    again = [(0.7, 0.7), (0.9, 0.7)]
+    write_run("lite", "trees", validation=[0.8], test=0.8, again=again, seed=5)
+    write_run("lite", "svm", validation=[0.8], test=0.8, again=again, seed=5)
+    compare.main(params(repeats=3, scratch={"networks": []}), log=NoLog())
+    assert [entry["method"] for entry in entries()] == ["svm", "trees"]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_runs_of_another_number_of_repeats_are_refused(project, repeats):
+    write_repeated_runs()
+    with pytest.raises(artifacts.ArtifactError, match=f"holds 3 trainings.*repeats is {repeats}: run `dvc repro`"):
+        compare.main(params(repeats=repeats), log=NoLog())
+
+
+def test_without_repeats_and_calibration_nothing_is_said_of_them(compared):
+    assert all(entry["repeats"] is None and entry["calibration"] is None for entry in entries())
+    assert artifacts.read_json(artifacts.CALIBRATION) == {"kind": None, "runs": {}}
+    for text in (compared, Path("results/leaderboard.md").read_text(), Path("results/leaderboard.csv").read_text()):
+        assert "±" not in text and "alibrat" not in text.replace("expected calibration error", "").replace(
+            "expected_calibration_error", ""
+        )
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_calibration_is_shown_before_and_after_and_chooses_nothing(finished, project, capsys, kind):
+    write_three_runs()
+    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration=kind)
+    compare.main(params(compare=calibrated), log=NoLog())
+    plain = json.loads((finished[0] / artifacts.LEADERBOARD).read_text())
+    saved = artifacts.read_json(artifacts.CALIBRATION)
+    assert saved["kind"] == kind and saved["runs"].keys() == {entry["run"] for entry in entries()}
+    labels = artifacts.read_test_labels()
+    for entry, uncalibrated in zip(entries(), plain, strict=True):
+        assert {name: entry[name] for name in entry if name != "calibration"} == {
+            name: uncalibrated[name] for name in uncalibrated if name != "calibration"
+        }
+        found = entry["calibration"]
+        for part in ("validation", "test"):
+            assert {name: found[part][name]["before"] for name in leaderboard.CALIBRATION_METRICS} == {
+                name: entry[part][name]["value"] for name in leaderboard.CALIBRATION_METRICS
+            }
+        # What is saved gives what was measured.
+        calibrator = calibrators.from_description(artifacts.read_calibrator(artifacts.RUNS / entry["run"]))
+        predictions = artifacts.read_predictions(artifacts.RUNS / entry["run"] / "predictions.npz")
+        after = metrics.compute(calibrator.apply(predictions.test), labels, positive=0, calibration_bins=10)
+        assert {name: found["test"][name]["after"] for name in leaderboard.CALIBRATION_METRICS} == pytest.approx(
+            {name: after[name] for name in leaderboard.CALIBRATION_METRICS}, rel=1e-5
+        )
+    for text in (capsys.readouterr().out, Path("results/leaderboard.md").read_text()):
+        assert " → " in text and kind in text
+    assert leaderboard_command.main(argparse.Namespace(readme=None)) == 0
+    assert " → " in capsys.readouterr().out
+    assert "calibrated_test_log_loss,calibrated_test_brier" in Path("results/leaderboard.csv").read_text()
+
+
+def test_validation_after_calibration_is_not_judged_by_the_labels_that_fitted_it(project):
+    """Labels that no probability knows anything of: a calibrator judged by its own labels would see an improvement."""
+    write_three_runs()
+    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="isotonic")
+    write_run("lite", "svm", validation=[0.5], test=0.5, seed=8)
+    compare.main(params(compare=calibrated), log=NoLog())
+    (svm,) = [entry for entry in entries() if entry["run"] == "lite-svm"]
+    part = artifacts.read_part("validation")
+    validation = artifacts.read_predictions(artifacts.RUNS / "lite-svm/predictions.npz").validation[0]
+    own = calibrators.from_description(artifacts.read_calibrator(artifacts.RUNS / "lite-svm")).apply(validation)
+    judged_by_itself = metrics.score("log_loss", own, part.labels, positive=0)
+    assert svm["calibration"]["validation"]["log_loss"]["after"] > judged_by_itself
+
+
+def test_a_calibrator_of_other_predictions_is_refused(project):
+    write_three_runs()
+    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="temperature")
+    compare.main(params(compare=calibrated), log=NoLog())
+    run = artifacts.RUNS / "lite-svm"
+    assert artifacts.read_calibrator(run)["kind"] == "temperature"
+    assert artifacts.read_calibrator(artifacts.RUNS / "lite-unknown") is None
+    write_run("lite", "svm", validation=[0.6, 0.9], selected=1, test=0.7)
+    with pytest.raises(artifacts.ArtifactError, match=r"calibration.json calibrates other predictions.*lite-svm"):
+        artifacts.read_calibrator(run)
+    artifacts.CALIBRATION.unlink()
+    assert artifacts.read_calibrator(run) is None

@@ -245,3 +245,27 @@ def test_positive_class_is_needed_with_two_classes_only():
             index(("bad", "good"), name)
     with pytest.raises(ParamsError, match=r"must be null when there are 3 classes \(a, b, c\), received 'a'"):
         index(("a", "b", "c"), "a")
+
+
+# --- repeats -------------------------------------------------------------------------------------------------------
+
+
+def test_spread_is_mean_and_sample_standard_deviation_and_equal_values_have_none():
+    assert metrics.spread([0.8, 0.9]) == pytest.approx((0.85, 0.05 * 2**0.5))
+    assert metrics.spread([1 / 3] * 3) == (1 / 3, 0.0)
+    assert metrics.spread([0.7])[0] == 0.7 and np.isnan(metrics.spread([0.7])[1])
+    assert np.isnan(metrics.spread([np.nan, 0.5])[0])
+    # Equal means in whatever order, though sums of floats are not.
+    assert metrics.spread([0.1, 0.2, 0.3])[0] == metrics.spread([0.3, 0.1, 0.2])[0] == metrics.spread([0.2] * 3)[0]
+
+
+def test_ranking_by_means_of_one_repeat_is_the_ranking():
+    labels = drawn(0)[1]
+    candidates = np.stack([drawn(seed)[0] for seed in range(5)])
+    for metric in ("accuracy", "log_loss"):
+        order = metrics.ranking(candidates, labels, metric=metric, positive=0)
+        assert metrics.ranking_of_means(candidates[:, None], labels, metric=metric, positive=0) == order
+        pairs = np.stack([candidates[order], candidates[order[::-1]]], axis=1)  # all means as good as equal at the ends
+        found = metrics.ranking_of_means(pairs, labels, metric=metric, positive=0)
+        scores = [metrics.spread([metrics.score(metric, p, labels, positive=0) for p in pair])[0] for pair in pairs]
+        assert [scores[index] for index in found] == sorted(scores, reverse=metric not in metrics.LOWER_IS_BETTER)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, leaderboard, params, provenance
+from pipeline import artifacts, leaderboard_tables, params, provenance
 from pipeline.commands import leaderboard as leaderboard_command
 
 PACKAGE = provenance.ROOT / "pipeline"
@@ -27,10 +27,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting"),
     (
-        *("backbones", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures", "imagenet", "images"),
-        *("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("backbones", "calibration", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures"),
+        *("imagenet", "images"),
+        *("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
+        "training_curves",
     ),
-    ("activations", "comparison"),
+    ("activations", "calibration_table", "comparison", "leaderboard_tables"),
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),
@@ -290,7 +292,7 @@ def test_no_file_names_a_machine_or_a_package_index(root):
 def test_the_readme_shows_the_committed_leaderboard(root, values):
     document = (root / "README.md").read_text(encoding="utf-8")
     entries = artifacts.read_json(root / artifacts.LEADERBOARD)
-    table = leaderboard.short_markdown(entries, confidence=values["compare"]["confidence"])
+    table = leaderboard_tables.short_markdown(entries, confidence=values["compare"]["confidence"])
     assert leaderboard_command.with_table(document, table) == document, (
         "run: python -m pipeline leaderboard --readme README.md"
     )

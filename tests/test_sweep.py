@@ -37,6 +37,7 @@ BLOCKS = {
 }  # fmt: skip
 VALUES = {
     "seed": 0,
+    "repeats": 1,
     "compute": {"threads": 2, "batch_size": 16},
     "selection": {"metric": "accuracy", "positive_class": "malignant"},
     "classifiers": BLOCKS,

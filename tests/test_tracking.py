@@ -303,6 +303,46 @@ def test_a_models_requirements_are_what_its_code_imports(project: Path, family: 
     assert not wanted & {"dvc", "pytest", "xgboost", "joblib"}
 
 
+def test_repeats_and_calibration_are_metrics_of_the_method_and_series_have_names_of_their_own(project: Path) -> None:
+    record = write_run(RUNS[1], candidates=1)
+    again = artifacts.Repeat(seed=5, history={"val_loss": [0.9, 0.7]})
+    repeated = record.model_copy(update={"repeats": [again]})
+    artifacts.write_record(artifacts.RUNS / RUNS[1].name / "record.json", repeated)
+    one = dataclasses.replace(
+        method(RUNS[1], champion=True), repeats=2, spread={"test": {"accuracy": (0.75, 0.05)}},
+        calibrator={"kind": "temperature", "temperature": 1.5}, calibrated={"test": {"log_loss": 0.3}},
+    )  # fmt: skip
+    sync(comparison(one))
+    run = the_method("head · lite0")
+    shown = run.data.metrics
+    assert (shown["repeats"], shown["test_accuracy_mean"], shown["test_accuracy_sd"]) == (2, 0.75, 0.05)
+    assert shown["calibrated_test_log_loss"] == 0.3 and shown["test_accuracy"] == 0.8
+    assert "over 2 trainings test accuracy 0.750 ± 0.050" in run.data.tags[contents.NOTE]
+    for name, values in (("val_loss", [0.8, 0.6, 0.61]), ("repeat_2_val_loss", [0.9, 0.7])):
+        history = client().get_metric_history(run.info.run_id, name)
+        assert [(point.step, point.value) for point in history] == list(enumerate(values, start=1))
+    tags = client().get_experiment_by_name("bakeoff-elpv").tags
+    page = json.loads(json.loads(tags["mlflow.sharedViewState.methods"])["state"])
+    assert page["orderByKey"] == "metrics.`validation_accuracy_mean`"
+    assert "metrics.`test_accuracy_sd`" in page["selectedColumns"]
+
+
+def test_another_calibration_of_the_same_record_adds_a_model_and_takes_none_away(
+    two_methods: tracking.Comparison,
+) -> None:
+    sync(two_methods)
+    calibrated = tuple(
+        dataclasses.replace(one, calibrator={"kind": "temperature", "temperature": 2.0}) for one in two_methods.methods
+    )
+    both = [("model", "READY")] * 2 + [("model_calibrated", "READY")] * 2
+    for what in (dataclasses.replace(two_methods, methods=calibrated), two_methods):
+        for _ in range(2):
+            report = sync(what)
+            assert report.added == 0 and report.warnings == ()
+            assert sorted((name, "READY") for name, _ in state()["models"]) == both
+    assert {name for _, key, name, _ in state()["tags"] if key == models.CALIBRATION} == {""}
+
+
 @pytest.mark.usefixtures("shown")
 def test_artifacts_and_the_model_are_with_the_method() -> None:
     import mlflow
@@ -725,5 +765,16 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     assert list(answer.columns) == ["label", *CLASSES]
     assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
     assert np.array_equal(answer[CLASSES].to_numpy(dtype=np.float32), expected)
+    with pytest.raises(ValueError, match="image in row 0 must be base64"):
+        model.predict(pandas.DataFrame({"image": ["/etc/passwd.png"]}))
+
+    calibrator = {"kind": "temperature", "temperature": 2.0}
+    sync(comparison(dataclasses.replace(method(run, champion=True), calibrator=calibrator)))
+    (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id], "name='model_calibrated'")
+    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
+    softer = predictor.load(artifacts.RUNS / run.name, calibrator=calibrator).probabilities([buffer.getvalue()])
+    assert np.array_equal(answer[CLASSES].to_numpy(), softer)
+    assert softer.max() < expected.max()
     with pytest.raises(ValueError, match="image in row 0 must be base64"):
         model.predict(pandas.DataFrame({"image": ["/etc/passwd.png"]}))

@@ -187,7 +187,10 @@ class Fitter:
     """Fits the candidates of one family to one task. What they share is computed once and kept here.
 
     A family derives from this and writes `fit`; `start` only if a candidate gains by beginning at another's solution.
+    ``draws``: whether `fit` draws anything from the task's seed. False is a promise that no seed changes a result.
     """
+
+    draws = True
 
     def __init__(self, task: Task, params: Block):
         self.task, self.params = task, params

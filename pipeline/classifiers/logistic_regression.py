@@ -61,6 +61,8 @@ class Model:
 class Fitter(family.Fitter):
     """Scales and centers once, and begins at the nearest solution of the path. Not converged: out of iterations."""
 
+    draws = False
+
     def __init__(self, task: family.Task, params: Params):
         super().__init__(task, params)
         self._solvers: dict[str | None, tuple[newton.Solver, np.ndarray]] = {}

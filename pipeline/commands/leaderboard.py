@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, leaderboard, params
+from pipeline import artifacts, calibration_table, leaderboard_tables, params
 from pipeline.errors import BakeoffError
 
 BEGIN = "<!-- leaderboard -->"
@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     entries = artifacts.read_json(artifacts.LEADERBOARD)
     if arguments.readme is None:
-        print(leaderboard.leaderboard_text(entries))
+        print("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
         return 0
     document = arguments.readme.read_text(encoding="utf-8")
     confidence = params.lookup(params.load(), "compare.confidence")
-    table = leaderboard.short_markdown(entries, confidence=confidence)
+    table = leaderboard_tables.short_markdown(entries, confidence=confidence)
     artifacts.write_text(arguments.readme, with_table(document, table))
     print(f"{arguments.readme}: table renewed from {artifacts.LEADERBOARD}")
     return 0

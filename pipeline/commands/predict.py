@@ -25,6 +25,9 @@ CHUNK = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched deeply) or patterns")
     parser.add_argument("--run", help="directory name under results/runs; without it, the champion of the comparison")
+    parser.add_argument(
+        "--uncalibrated", action="store_true", help="probabilities as the model gives them, also after calibration"
+    )
     parser.add_argument("--top", type=int, default=3, help="classes to show for an image (default: %(default)s)")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--output", type=Path, help="write to this file instead of the screen")
@@ -40,13 +43,20 @@ def main(arguments: argparse.Namespace) -> int:
         found = ', '.join(_runs()) or 'none yet; `make repro` makes them'
         raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
     from pipeline import feature_store, images, predictor
+    from pipeline.calibration import calibrators
 
-    model = predictor.load(directory, store=feature_store.from_environment())
+    calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
+    if calibrator:
+        print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
+              "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
+    model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)
     rows, failed = [], []
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     for chunk in progress(chunks, total=len(chunks), label=f"{run}: {len(files)} images", unit="chunks"):
         readable, probabilities = _classify(model, chunk, failed, images.ImageError)
         rows += [_row(*pair, model.classes, arguments.top) for pair in zip(readable, probabilities, strict=True)]
+    if calibrator:
+        rows = [row | {"calibration": calibrator["kind"]} for row in rows]
     text = FORMATS[arguments.format](rows)
     if arguments.output:
         artifacts.write_text(arguments.output, text)
@@ -119,10 +129,12 @@ def _as_table(rows: Sequence[dict]) -> str:
 def _as_csv(rows: Sequence[dict]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "probability"])
+    calibrated = ["calibration"] if rows and "calibration" in rows[0] else []
+    writer.writerow(["path", "rank", "label", "probability", *calibrated])
     for row in rows:
         for rank, entry in enumerate(row["top"], start=1):
-            writer.writerow([row["path"], rank, entry["label"], f"{entry['probability']:.9g}"])
+            kind = [row[name] for name in calibrated]
+            writer.writerow([row["path"], rank, entry["label"], f"{entry['probability']:.9g}", *kind])
     return file.getvalue()
 
 

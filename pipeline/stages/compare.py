@@ -12,19 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, comparison, curves, figures, leaderboard, metrics, statistics
+from pipeline import (
+    artifacts,
+    calibration_table,
+    comparison,
+    curves,
+    figures,
+    leaderboard,
+    leaderboard_tables,
+    metrics,
+    statistics,
+)
 from pipeline.comparison import Method, Protocol
 from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, progress, say
 
-READS = ("seed", "backbones", "classifiers", "head.backbones", "fine_tune.backbones", "scratch.networks", "selection",
-         "compare")  # fmt: skip
+READS = ("seed", "repeats", "backbones", "classifiers", "head.backbones", "fine_tune.backbones", "scratch.networks",
+         "selection", "compare")  # fmt: skip
 INPUTS = ("data/split/manifest.csv", "results/runs")
 OUTPUTS = (
     "results/leaderboard.csv",
     "results/leaderboard.json",
     "results/leaderboard.md",
     "results/details.json",
+    "results/calibration.json",
     "results/metrics.json",
     "results/figures/confusion_matrix.png",
     "results/figures/learning_curves.png",
@@ -44,14 +55,17 @@ def main(params: Params, *, log: Log) -> None:
     declared = _declared_runs(params)
     _warn_of_strays(declared)
     manifest = artifacts.sha256_file(artifacts.MANIFEST)
-    ranked = comparison.rank([_method(run, protocol, manifest=manifest) for run in declared], protocol)
+    repeats = params.value("repeats")
+    methods = [_method(run, protocol, manifest=manifest, repeats=repeats) for run in declared]
+    ranked = comparison.rank(methods, protocol)
     say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of "
         f"{protocol.sizes['validation']:,} validation and {protocol.sizes['test']:,} test images")  # fmt: skip
     entries = comparison.entries(ranked, protocol)
     _write(entries, comparison.details(ranked, entries, protocol), protocol)
+    _write_calibrators(ranked, protocol)
     say("drawing the figures")
     _draw(ranked, entries, protocol)
-    say(leaderboard.leaderboard_text(entries))
+    say("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -86,7 +100,7 @@ def _warn_of_strays(declared: Sequence[Run]) -> None:
             say(f"warning: {path} is not declared in params.yaml and left out; `python -m pipeline prune` removes it")
 
 
-def _method(run: Run, protocol: Protocol, *, manifest: str) -> Method:
+def _method(run: Run, protocol: Protocol, *, manifest: str, repeats: int) -> Method:
     """Return a declared run with its evaluations. Raises ArtifactError if it was made from another split or choice."""
     directory = artifacts.RUNS / run.name
     record = artifacts.read_record(directory / "record.json")
@@ -103,6 +117,11 @@ def _method(run: Run, protocol: Protocol, *, manifest: str) -> Method:
     if received != expected:
         raise artifacts.ArtifactError(
             f"{directory / 'predictions.npz'}: validation and test must have the shapes {expected}, received {received}"
+        )
+    if not predictions.repeats == len(record.repeats) + 1 == repeats:
+        raise artifacts.ArtifactError(
+            f"{directory} holds {predictions.repeats} trainings, its record {len(record.repeats) + 1}, but "
+            f"params.yaml: repeats is {repeats}: run `dvc repro`"
         )
     _check_selected(record, predictions, protocol)
     return comparison.evaluate(record, predictions, protocol)
@@ -127,15 +146,29 @@ def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions
 def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], protocol: Protocol) -> None:
     artifacts.write_json(artifacts.LEADERBOARD, entries)
     artifacts.write_csv(artifacts.RESULTS / "leaderboard.csv", *leaderboard.csv_table(entries))
-    text = leaderboard.markdown(
+    text = leaderboard_tables.markdown(
         entries,
         sizes=protocol.sizes,
         confidence=protocol.compare.confidence,
         samples=protocol.compare.bootstrap_samples,
     )
+    text = "\n".join(filter(None, [text, calibration_table.markdown(entries)]))
     artifacts.write_text(artifacts.RESULTS / "leaderboard.md", text)
     artifacts.write_json(artifacts.RESULTS / "metrics.json", leaderboard.summary(entries))
     artifacts.write_json(artifacts.RESULTS / "details.json", details)
+
+
+def _write_calibrators(ranked: Sequence[Method], protocol: Protocol) -> None:
+    """Write every method's calibrator, or none, for whoever predicts with one of the runs later."""
+    calibrators = {
+        method.record.name: {
+            "calibrator": method.calibrated.calibrator.describe(),
+            "predictions": artifacts.sha256_file(artifacts.RUNS / method.record.name / "predictions.npz"),
+        }
+        for method in ranked
+        if method.calibrated
+    }
+    artifacts.write_json(artifacts.CALIBRATION, {"kind": protocol.compare.calibration, "runs": calibrators})
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------
@@ -160,19 +193,24 @@ def _draw_confusion_matrix(ranked: Sequence[Method], entries: Sequence[leaderboa
 
 
 def _draw_reliability(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
+    kind = protocol.compare.calibration
     figures.reliability(
-        [
-            figures.Calibration(
-                method.title,
-                **metrics.calibration(method.test),
-                note=f"ECE {leaderboard.shown(entry['test']['expected_calibration_error']['value'])}",
-            )
-            for method, entry in zip(ranked, entries, strict=True)
-        ],
+        [_reliability(method, entry) for method, entry in zip(ranked, entries, strict=True)],
         n_classes=len(protocol.classes),
-        title=f"Reliability on test, {protocol.sizes['test']:,} images",
+        title=f"Reliability on test, {protocol.sizes['test']:,} images"
+        + (f", with {kind} calibration (dashed: before)" if kind else ""),
         path=FIGURES / "reliability.png",
     )
+
+
+def _reliability(method: Method, entry: leaderboard.Entry) -> figures.Calibration:
+    error = leaderboard.shown(entry["test"]["expected_calibration_error"]["value"])
+    before = figures.Calibration(method.title, **metrics.calibration(method.test), note=f"ECE {error}")
+    if method.calibrated is None:
+        return before
+    after = leaderboard.shown(entry["calibration"]["test"]["expected_calibration_error"]["after"])
+    note = f"ECE {error} → {after}"
+    return figures.Calibration(method.title, **metrics.calibration(method.calibrated.test), note=note, before=before)
 
 
 def _draw_learning_curves(ranked: Sequence[Method], entries: Sequence[leaderboard.Entry], protocol: Protocol) -> None:
@@ -226,6 +264,9 @@ def _training(place: int, method: Method) -> figures.Training:
 
 
 def _bar(method: Method, entry: leaderboard.Entry, metric: str) -> figures.Bar:
-    validation, test = entry["validation"][metric], entry["test"][metric]
-    values = (validation["value"], test["value"], test["low"], test["high"])
-    return figures.Bar(method.title, *(np.nan if value is None else value for value in values))
+    repeats = entry["repeats"]
+    validation = repeats["validation"][metric]["mean"] if repeats else entry["validation"][metric]["value"]
+    test = entry["test"][metric]
+    values = (validation, test["value"], test["low"], test["high"])
+    others = [float(each.measure(names=[metric])[metric][0]) for each in method.repeats["test"][1:]]
+    return figures.Bar(method.title, *(np.nan if value is None else value for value in values), others=others)

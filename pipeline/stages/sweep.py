@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,13 +19,15 @@ from pipeline.classifiers import family, search
 from pipeline.params import Params
 from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
 
-READS = ("seed", "compute.threads", "selection", "classifiers.{classifier}")
+READS = ("seed", "repeats", "compute.threads", "selection", "classifiers.{classifier}")
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
 OUTPUTS = ("results/runs/{backbone}-{classifier}",)
 
-# Finished candidates of a sweep that was killed. Models always come from here, so a resumed sweep ends in the bytes of
-# an undisturbed one.
+# Finished candidates and repeats of a sweep that was killed. Models always come from here, so a resumed sweep ends in
+# the bytes of an undisturbed one.
 CACHE = Path(".cache/sweeps")
+# What chooses or says how often, but fits nothing.
+FITS_NOTHING = ("selection", "repeats")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     module = family.find(classifier)
     features = artifacts.FEATURES / backbone
     inputs = _digests(features)
-    fitted = {name: value for name, value in params.declared().items() if name != "selection"}  # chooses, fits nothing
+    fitted = {name: value for name, value in params.declared().items() if name not in FITS_NOTHING}
     key = [fitted, inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
     cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
     data = _read(features)
@@ -52,7 +52,10 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
 
     model_files = _model(cache, selected)
     model = module.load(model_files)
-    predictions = artifacts.Predictions(validation, test=model.predict_proba(data.test))
+    test = model.predict_proba(data.test)
+    repeats, draws = _repeats(params, module, data, candidates[selected], (validation[selected], test), cache=cache)
+    again = [np.stack(arrays) for arrays in zip(*(repeat.predictions for repeat in repeats), strict=True)]
+    predictions = artifacts.Predictions(validation, test, *again)
     with artifacts.whole_directory(artifacts.RUNS / f"{backbone}-{classifier}") as directory:
         shutil.copytree(model_files, directory, dirs_exist_ok=True)
         record = artifacts.Record(
@@ -65,18 +68,78 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
             candidates=candidates,
             selected=selected,
             cost=_cost(model, model_files, artifacts.read_json(features / "meta.json")["cost"]),
+            repeats=[repeat.about for repeat in repeats],
+            draws=draws,
         )
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(directory / "predictions.npz", predictions)
         # How images became features, for whoever predicts with this run later.
         shutil.copyfile(features / "meta.json", directory / "features.json")
-    _discard(cache.parent)
+    artifacts.discard_directory(cache.parent)
 
 
-def _discard(directory: Path) -> None:
-    """Remove a directory by way of another name, so that what a kill leaves of it is not taken for kept candidates."""
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as doomed:
-        os.replace(directory, Path(doomed) / directory.name)
+@dataclass(frozen=True)
+class Repeat:
+    """The selected candidate trained once more; ``predictions``: float32 (n, classes) of validation and of test."""
+
+    about: artifacts.Repeat
+    predictions: tuple[np.ndarray, np.ndarray]
+
+
+def _repeats(
+    params: Params,
+    module: ModuleType,
+    data: Data,
+    chosen: artifacts.Candidate,
+    first: tuple[np.ndarray, np.ndarray],
+    *,
+    cache: Path,
+) -> tuple[list[Repeat], bool]:
+    """Return the selected candidate trained with every further seed, and whether its training draws anything.
+
+    If it does not, each repeat is the ``first`` training again, and nothing is fitted.
+    """
+    count = params.value("repeats")
+    draws = module.Fitter.draws
+    found: list[Repeat] = []
+    if not draws and count > 1:
+        say(f"repeats: this family draws nothing, so all {count} trainings are the first one")
+    for number in range(2, count + 1):
+        seed = seeds.repeat_seed(params.value("seed"), number)
+        if not draws:
+            found.append(Repeat(artifacts.Repeat(seed=seed, converged=chosen.converged), first))
+            continue
+        label = f"repeat {number}/{count} of {chosen.name}, seed {seed}"
+        kept = cache / "repeats" / str(number)
+        with _heartbeat(label):
+            if not kept.is_dir():
+                _keep_repeat(kept, seed, _fitter(params, module, data, repeat=number).fit(chosen.parameters), data)
+        found.append(_kept_repeat(kept))
+        say(f"{label}: done")
+    return found, draws
+
+
+def _fitter(params: Params, module: ModuleType, data: Data, *, repeat: int) -> family.Fitter:
+    """Return the fitter of one repeat: as in the search, but for the seed."""
+    classifier = module.__name__.rpartition(".")[2]
+    seed = seeds.child_seed(seeds.repeat_seed(params.value("seed"), repeat), "classifiers", classifier)
+    task = family.Task(
+        data.train, data.validation, n_classes=len(data.classes), seed=seed, threads=params.value("compute.threads")
+    )
+    return module.Fitter(task, params.block(f"classifiers.{classifier}", module.Params))
+
+
+def _keep_repeat(directory: Path, seed: int, fit: family.Fit, data: Data) -> None:
+    about = artifacts.Repeat(seed=seed, converged=fit.converged, notes=fit.notes, history=fit.history)
+    with artifacts.whole_directory(directory) as temporary:
+        artifacts.write_json(temporary / "repeat.json", about.model_dump())
+        np.save(temporary / "validation.npy", fit.validation)
+        np.save(temporary / "test.npy", fit.model.predict_proba(data.test))
+
+
+def _kept_repeat(directory: Path) -> Repeat:
+    about = artifacts.Repeat.model_validate(artifacts.read_json(directory / "repeat.json"))
+    return Repeat(about, (np.load(directory / "validation.npy"), np.load(directory / "test.npy")))
 
 
 def _digests(features: Path) -> dict[str, str]:

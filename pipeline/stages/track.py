@@ -17,12 +17,13 @@ from pipeline.params import Params, Run, declared_runs
 from pipeline.progress import Log, say
 
 # The keys of every run, because the identity of what a run was computed from contains them.
-READS = ("seed", "dataset", "split", "images", "compute", "selection", "backbones", "backbone", "classifiers",
-         "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
+READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone",
+         "classifiers", "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
-INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(TEXT), str(FIGURES))
+INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION),
+          str(TEXT), str(FIGURES))  # fmt: skip
 OUTPUTS = (str(MARKER),)
 
 
@@ -87,7 +88,26 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         test={name: tracking.Interval(score["value"], score["low"], score["high"]) for name, score in test.items()},
         champion=entry["champion"],
         backbone=artifacts.BACKBONES / run.network if run.stage == "sweep" else None,
+        repeats=entry["repeats"]["count"] if entry.get("repeats") else 1,
+        spread=_spread(entry),
+        calibrator=artifacts.read_calibrator(directory),
+        calibrated=_calibrated(entry),
     )
+
+
+def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return {part: {metric: (mean, sd)}} of the metrics that have a value."""
+    return {
+        part: {name: (one["mean"], one["sd"]) for name, one in entry["repeats"][part].items() if one["sd"] is not None}
+        for part in (("validation", "test") if entry.get("repeats") else ())
+    }
+
+
+def _calibrated(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        part: {name: one["after"] for name, one in entry["calibration"][part].items() if one["after"] is not None}
+        for part in (("validation", "test") if entry.get("calibration") else ())
+    }
 
 
 def _validation(record: artifacts.Record, directory: Path, params: Params) -> tuple[dict[str, float], ...]:

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Method:
 
     ``input_key``: None if the inputs are not on this machine. ``validation``: the metrics of each candidate.
     ``backbone``: the directory of the network that the saved model needs beside its own files, if any.
+    ``spread``: {part: {metric: (mean, standard deviation)}} over ``repeats`` trainings, empty for one.
+    ``calibrator``: its numbers, None without; ``calibrated``: {part: {metric: value after it}}.
     """
 
     record: artifacts.Record
@@ -58,6 +60,10 @@ class Method:
     test: Mapping[str, Interval]
     champion: bool
     backbone: Path | None
+    repeats: int = 1
+    spread: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    calibrator: Mapping[str, Any] | None = None
+    calibrated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,32 @@ def summary(method: Method, candidate: int) -> dict[str, float]:
 
 
 def method_summary(method: Method) -> dict[str, float]:
-    """Return the metrics of a method's own run: its selected candidate's, its cost, and the test results."""
+    """Return the metrics of a method's own run: its selected candidate's, its cost, and the test results.
+
+    Over several trainings ``<part>_<metric>_mean`` and ``_sd`` as well, and after calibration
+    ``calibrated_<part>_<metric>``.
+    """
     test = {}
     for name, interval in method.test.items():
         test |= {f"test_{name}": interval.value, f"test_{name}_low": interval.low, f"test_{name}_high": interval.high}
+    for part, spreads in method.spread.items():
+        for name, (mean, deviation) in spreads.items():
+            test |= {f"{part}_{name}_mean": mean, f"{part}_{name}_sd": deviation}
+    for part, values in method.calibrated.items():
+        test |= {f"calibrated_{part}_{name}": value for name, value in values.items()}
     cost = {name: float(count) for name, count in method.record.cost.model_dump().items()}
+    if method.repeats > 1:
+        cost["repeats"] = float(method.repeats)
     return summary(method, method.record.selected) | cost | finite(test)
+
+
+def method_series(method: Method) -> dict[str, list[float]]:
+    """Return how the selected candidate was fitted, step by step, and each further training of it."""
+    record = method.record
+    found = dict(record.candidates[record.selected].history)
+    for number, repeat in enumerate(record.repeats, start=2):
+        found |= {artifacts.of_repeat(number, name): values for name, values in repeat.history.items()}
+    return found
 
 
 def parameters(method: Method, candidate: int | None = None) -> dict[str, str]:
@@ -165,6 +191,12 @@ def description(method: Method, selected_by: str) -> str:
         f"test {name.replace('_', ' ')} **{score.value:.3f}** [{score.low:.3f}, {score.high:.3f}]"
         for name in shown
         if (score := method.test.get(name))
+    ]
+    results += [
+        f"over {method.repeats} trainings {part} {name.replace('_', ' ')} {mean:.3f} ± {deviation:.3f}"
+        for part, spreads in method.spread.items()
+        for name, (mean, deviation) in spreads.items()
+        if name == selected_by
     ]
     title = "**Champion.** " if method.champion else ""
     return f"{title}`{record.method}` on `{record.network}`: {chosen.name}{of_many}; {', '.join(results)}."

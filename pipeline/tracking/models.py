@@ -6,6 +6,7 @@ import ast
 import functools
 import json
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import provenance
+from pipeline import artifacts, provenance
 from pipeline.tracking import contents
 from pipeline.tracking.contents import Method
 
@@ -23,23 +24,31 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 NAME = "model"
+CALIBRATED_NAME = "model_calibrated"
+CALIBRATION = "model_calibration"  # a tag: which calibrator the newest model of a run applies
 SERVING = provenance.ROOT / "pipeline" / "tracking" / "serving.py"
 
 
 def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
-    """Log the method's model unless the run has it; return the path that is missing for it, or an empty string."""
+    """Log the method's model unless the run has it; return the path that is missing for it, or an empty string.
+
+    A calibrated model is another model: one that was logged before stays as it is.
+    """
     if method.backbone is not None and not method.backbone.exists():
         return str(method.backbone)
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     # `create` and `finalize` are two steps; what an interruption left between them is of no use.
     for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
-        if known.status == LoggedModelStatus.READY:
+        if known.status != LoggedModelStatus.READY:
+            client.delete_logged_model(known.model_id)
+        elif known.tags.get(CALIBRATION, "") == calibration_digest(method):
             return ""
-        client.delete_logged_model(known.model_id)
+    name = NAME if method.calibrator is None else CALIBRATED_NAME
     model = client.create_logged_model(
-        experiment, NAME, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
-        tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)},
+        experiment, name, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
+        tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)}
+        | ({CALIBRATION: calibration_digest(method)} if method.calibrator else {}),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / NAME, run, method, model_id=model.model_id)
@@ -53,6 +62,11 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
     client.log_batch(run.info.run_id, metrics=metrics)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return ""
+
+
+def calibration_digest(method: Method) -> str:
+    """Return which calibrator the method's model applies, empty for none."""
+    return "" if method.calibrator is None else provenance.digest(method.calibrator)
 
 
 def dataset(entity: type, name: str, part: contents.DataSet):
@@ -115,7 +129,12 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    files = {"run": str(method.directory)}
+    # Without the other trainings, which nobody serves.
+    files = {"run": str(path.parent / "run")}
+    shutil.copytree(method.directory, files["run"], ignore=shutil.ignore_patterns("repeats"))
+    if method.calibrator is not None:
+        files["calibrator"] = str(path.parent / "calibrator.json")
+        artifacts.write_json(Path(files["calibrator"]), method.calibrator)
     if method.backbone is not None:
         files["backbone"] = str(method.backbone)
     with warnings.catch_warnings():

@@ -1,7 +1,8 @@
 """The model that MLflow saves and serves, executed by MLflow itself ("models from code").
 
 Takes a DataFrame with a column ``image``: image files (PNG, JPEG, ...) as base64 text. Returns one row an image: the
-``label``, then the probability of each class. It never takes a path: over HTTP, that would let a caller read files.
+``label``, then the probability of each class, calibrated if the model was logged so. It never takes a path: over HTTP,
+that would let a caller read files.
 """
 
 import base64
@@ -11,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pandas
 
-from pipeline import predictor
+from pipeline import artifacts, predictor
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
@@ -21,7 +22,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         run = Path(context.artifacts["run"])
         # Absent where the run holds its whole network; then nothing looks for a backbone there.
         backbones = Path(context.artifacts.get("backbone", run)).parent
-        self.predictor = predictor.load(run, backbones)
+        calibrator = context.artifacts.get("calibrator")
+        self.predictor = predictor.load(
+            run, backbones, calibrator=None if calibrator is None else artifacts.read_json(Path(calibrator))
+        )
 
     def predict(self, context, model_input: pandas.DataFrame, params=None) -> pandas.DataFrame:
         """Return the labels and probabilities, a row an image. Raises ValueError for text that is no base64."""

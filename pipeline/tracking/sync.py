@@ -98,7 +98,11 @@ class _Sync:
     def save_views(self) -> None:
         """Keep the saved views around the metric that chooses today."""
         known = self.client.get_experiment(self.connection.experiment).tags
-        wanted = view.tags(self.comparison.selected_by, smaller_is_better=self.comparison.smaller_is_better)
+        wanted = view.tags(
+            self.comparison.selected_by,
+            smaller_is_better=self.comparison.smaller_is_better,
+            repeated=any(method.repeats > 1 for method in self.comparison.methods),
+        )
         for name, value in wanted.items():
             if known.get(name) != value:
                 self.client.set_experiment_tag(self.connection.experiment, name, value)
@@ -147,19 +151,29 @@ class _Sync:
         if method.champion:
             self.log_comparison(run)
         if _complete(run):
+            # The record is the same, but another comparison may calibrate its model, or no longer.
+            if tag(run, models.CALIBRATION) != models.calibration_digest(method):
+                self.log_model(method, run)
             return
         self.added += 1
-        chosen = method.record.candidates[method.record.selected]
-        calls.log(self.client, run, parameters=contents.parameters(method), series=chosen.history)
+        calls.log(self.client, run, parameters=contents.parameters(method), series=contents.method_series(method))
         self.log_inputs(run)
         for name in ("record.json", "predictions.npz", "history.csv", "curves.png"):
             if (method.directory / name).exists():
                 self.client.log_artifact(run.info.run_id, str(method.directory / name))
-        if missing := models.log(self.client, self.connection.experiment, run, method):
-            self.warnings.append(f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here")
+        if not self.log_model(method, run):
             return
         calls.terminate(self.client, run)
         calls.log(self.client, run, tags={"complete": "true"})
+
+    def log_model(self, method: Method, run: Run) -> bool:
+        """Log the model that the run does not have yet; return whether it has it now."""
+        if missing := models.log(self.client, self.connection.experiment, run, method):
+            self.warnings.append(f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here")
+            return False
+        if tag(run, models.CALIBRATION) != models.calibration_digest(method):
+            calls.log(self.client, run, tags={models.CALIBRATION: models.calibration_digest(method)})
+        return True
 
     def log_inputs(self, run: Run) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -14,11 +14,14 @@ CANDIDATES = "candidates"
 NEW_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 
-def tags(selected_by: str, *, smaller_is_better: bool) -> dict[str, str]:
-    """Return the experiment's tags that hold the saved views, around the metric by which validation chose."""
+def tags(selected_by: str, *, smaller_is_better: bool, repeated: bool) -> dict[str, str]:
+    """Return the experiment's tags that hold the saved views, around the metric by which validation chose.
+
+    ``repeated``: methods were trained several times, and the mean over the repeats is what ranks them.
+    """
     best_first = {
         "searchFilter": "tags.level = 'method' and tags.current = 'true'",
-        "orderByKey": f"metrics.`validation_{selected_by}`",
+        "orderByKey": f"metrics.`validation_{selected_by}{'_mean' if repeated else ''}`",
         "orderByAsc": smaller_is_better,
     }
     # Sorted by a metric, the table would not nest the candidates under their methods.
@@ -29,15 +32,20 @@ def tags(selected_by: str, *, smaller_is_better: bool) -> dict[str, str]:
     }
     found = {}
     for key, (name, state) in views.items():
-        page = json.dumps({**state, "selectedColumns": columns(selected_by)})
+        page = json.dumps({**state, "selectedColumns": columns(selected_by, repeated=repeated)})
         view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": page}
         found[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
     return found
 
 
-def columns(selected_by: str) -> list[str]:
-    """Return the columns: the metric that chose, on test with its interval, then ROC-AUC, on test and validation."""
-    names = [f"test_{selected_by}", f"test_{selected_by}_low", f"test_{selected_by}_high", "test_roc_auc"]
+def columns(selected_by: str, *, repeated: bool) -> list[str]:
+    """Return the columns: the metric that chose, on test with its interval, then ROC-AUC, on test and validation.
+
+    Before them, if ``repeated``, mean and standard deviation of the metric over the trainings.
+    """
+    spread = [f"{part}_{selected_by}_{name}" for part in ("test", "validation") for name in ("mean", "sd")]
+    names = spread if repeated else []
+    names += [f"test_{selected_by}", f"test_{selected_by}_low", f"test_{selected_by}_high", "test_roc_auc"]
     names += [f"validation_{selected_by}", "validation_roc_auc"]
     return [*(f"metrics.`{name}`" for name in dict.fromkeys(names)), "params.`candidate`", "tags.`champion`"]
 

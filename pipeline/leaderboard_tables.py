@@ -1,0 +1,223 @@
+"""The comparison as a person reads it: from the entries of leaderboard.json to tables and sentences."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, title
+
+# Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
+ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
+
+
+def text(entries: Sequence[Entry]) -> str:
+    """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
+    metric = entries[0]["selected_by"]
+    rows = [["", "method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
+             *_other_labels(metric), "p (Holm)", "trainable", "MACs"]]  # fmt: skip
+    for one in entries:
+        rows.append(
+            [
+                "*" if one["champion"] else "",
+                title(one["network"], one["method"]),
+                _chosen_by(one),
+                *_test_spread(one),
+                _with_interval(one["test"][metric]),
+                *(shown(one["test"][name]["value"]) for name in _others(metric)),
+                _p(one),
+                _amount(one["cost"]["trainable_parameters"]),
+                _amount(one["cost"]["multiply_adds"]),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in
+                  enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
+    warnings = [
+        f"{title(one['network'], one['method'])}: {said}" for one in entries if (said := _unconverged(one))
+    ]
+    return "\n".join([*lines, *warnings, *(textwrap.fill(said, CONSOLE) for said in _about_repeats(entries))])
+
+
+def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: float, samples: int) -> str:
+    """Return leaderboard.md: the table, what the test says, and how the numbers were made.
+
+    ``sizes``: number of images of each part. ``samples``: bootstrap resamples behind each interval.
+    """
+    metric = entries[0]["selected_by"]
+    header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
+              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), "p (Holm)",
+              "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
+    lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
+    for one in entries:
+        name = title(one["network"], one["method"])
+        candidate = "; ".join(filter(None, [_code(one["candidate"]["name"]), _unconverged(one)]))
+        lines.append(
+            _markdown_row(
+                [
+                    str(one["rank"]),
+                    f"**{name}** (champion)" if one["champion"] else name,
+                    _chosen_by(one),
+                    *_test_spread(one),
+                    _with_interval(one["test"][metric]),
+                    *(shown(one["test"][other]["value"]) for other in _others(metric)),
+                    _p(one),
+                    _amount(one["cost"]["trainable_parameters"]),
+                    _amount(one["cost"]["multiply_adds"]),
+                    candidate,
+                ]
+            )
+        )
+    notes = (
+        f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
+        f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
+        f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
+        f"{confidence:.0%}, from {samples:,} bootstrap resamples of the images, for this split and these trained "
+        f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons. "
+        f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies too "
+        f"high and can miss the value. MACs: multiply-adds for one image."
+    )
+    notes = " ".join([notes, *_about_repeats(entries)])
+    return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
+
+
+def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
+    """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
+    metric = entries[0]["selected_by"]
+    header = ["method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
+              LABELS["roc_auc"], "p (Holm)", "trainable parameters"]  # fmt: skip
+    lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
+    for one in entries:
+        name = title(one["network"], one["method"])
+        lines.append(
+            _markdown_row(
+                [
+                    f"**{name}**" if one["champion"] else name,
+                    _chosen_by(one),
+                    *_test_spread(one),
+                    _with_interval(one["test"][metric]),
+                    shown(one["test"]["roc_auc"]["value"]),
+                    _p(one),
+                    _amount(one["cost"]["trainable_parameters"]),
+                ]
+            )
+        )
+    said = " ".join([verdict(entries, confidence=confidence), *_about_repeats(entries)])
+    return "\n".join([*lines, "", said]) + "\n"
+
+
+def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
+    """Return in words what the test part says about the champion and the others."""
+    champion, *others = entries
+    metric, alpha = champion["selected_by"], 1 - confidence
+    label = LABELS[metric]
+    name = title(champion["network"], champion["method"])
+    repeats = champion["repeats"]
+    over = f", over {repeats['count']} trainings {_mean_and_spread(champion, 'test', metric)}" if repeats else ""
+    sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}{over}."]
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "chance": []}
+    for one in others:
+        paired = one["against_champion"]
+        group = "chance"
+        if paired["p_holm"] < alpha:
+            group = "better" if paired["only_method_right"] > paired["only_champion_right"] else "worse"
+        groups[group].append(title(one["network"], one["method"]))
+    if groups["worse"]:
+        sentences.append(f"It is right more often than {_listed(groups['worse'])}, beyond chance (p < {alpha:.2g}).")
+    if groups["better"]:
+        sentences.append(f"It is right less often than {_listed(groups['better'])}, beyond chance (p < {alpha:.2g}).")
+    if groups["chance"]:
+        sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
+    ahead = [
+        f"{title(one['network'], one['method'])} ({shown(one['test'][metric]['value'])})"
+        for one in others
+        if one["against_champion"]["ahead_on_test"]
+    ]
+    if ahead:
+        sentences.append(f"On test alone {_listed(ahead)} would rank higher; test does not choose.")
+    return " ".join(sentences)
+
+
+def _chosen_by(one: Entry) -> str:
+    """Return what validation ranked the method by: the metric that chose, its mean if there are repeats."""
+    metric = one["selected_by"]
+    return _mean_and_spread(one, "validation", metric) if one["repeats"] else shown(one["validation"][metric]["value"])
+
+
+def _mean_and_spread(one: Entry, part: str, metric: str) -> str:
+    """Return mean ± standard deviation over the repeats; ± 0 if training draws nothing."""
+    spread = one["repeats"][part][metric]
+    return f"{shown(spread['mean'])} ± {shown(spread['sd']) if one['repeats']['draws'] else '0'}"
+
+
+def _spread_label(entries: Sequence[Entry]) -> list[str]:
+    repeats = entries[0]["repeats"]
+    return [f"test {LABELS[entries[0]['selected_by']]}, {repeats['count']} trainings"] if repeats else []
+
+
+def _test_spread(one: Entry) -> list[str]:
+    return [_mean_and_spread(one, "test", one["selected_by"])] if one["repeats"] else []
+
+
+def _about_repeats(entries: Sequence[Entry]) -> list[str]:
+    if not entries[0]["repeats"]:
+        return []
+    count = entries[0]["repeats"]["count"]
+    said = (
+        f"±: mean and standard deviation over {count} trainings with different seeds, all under this one split; the "
+        "mean on validation ranks. Every other number is of the first training, whose model is kept."
+    )
+    same = [title(one["network"], one["method"]) for one in entries if not one["repeats"]["draws"]]
+    return [f"{said} ± 0: training draws nothing ({_listed(same)})." if same else said]
+
+
+def _others(metric: str) -> list[str]:
+    return [name for name in ALWAYS_SHOWN if name != metric]
+
+
+def _other_labels(metric: str) -> list[str]:
+    return [LABELS[name] for name in _others(metric)]
+
+
+def _with_interval(bounds: Mapping[str, float | None]) -> str:
+    return f"{shown(bounds['value'])} [{shown(bounds['low'])}, {shown(bounds['high'])}]"
+
+
+def _p(one: Entry) -> str:
+    if one["against_champion"] is None:
+        return UNDEFINED
+    p = one["against_champion"]["p_holm"]
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _amount(count: int) -> str:
+    """Return a count as people say it: 405 M, 1.28 k."""
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _unconverged(one: Entry) -> str:
+    counts = one["candidates"]
+    if not counts["unconverged"]:
+        return ""
+    selected = "" if one["candidate"]["converged"] else ", the selected one among them"
+    if counts["count"] == 1:
+        return "did not converge"
+    return f"{counts['unconverged']} of {counts['count']} candidates did not converge{selected}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

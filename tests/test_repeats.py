@@ -1,0 +1,305 @@
+"""Facts of repeats: the first is the run without them, the others differ by their seed alone, and none is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import artifacts, network_runs, networks, seeds, training
+from pipeline.classifiers import family, lightgbm, logistic_regression, table
+from pipeline.commands import demo
+from pipeline.params import Params
+from pipeline.progress import NoLog
+from pipeline.stages import fine_tune, head, scratch, sweep
+from tests.test_pipeline import ONE_CANDIDATE, TINY, run
+from tests.test_sweep import VALUES, contents, write_project
+from tests.test_training import trunk
+
+FIT = {
+    "class_weight": None, "batch_size": 8, "epochs": 2, "learning_rate": 0.01, "monitor": "val_loss",
+    "reduce_on_plateau": {"factor": 0.5, "patience": 1}, "early_stopping": {"patience": 3},
+}  # fmt: skip
+NETWORKS = {
+    "seed": 0,
+    "repeats": 2,
+    "images": {"square": "crop", "interpolation": "bilinear"},
+    "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
+    "augmentation": {"views": 2, "horizontal_flip": True, "vertical_flip": False, "quarter_turns": False,
+                     "brightness": 0.1, "contrast": 0.1},
+    "head": {**FIT, "dropout": 0.2, "hidden_units": []},
+    # As good as no training: what comes out is what it started from.
+    "fine_tune": {**FIT, "epochs": 1, "learning_rate": 1e-12, "unfreeze": {"from_layer": None, "last_blocks": 1}},
+    "scratch": {**FIT, "input_size": 32, "dropout": 0.3},
+}  # fmt: skip
+
+
+def test_the_first_repeat_has_the_root_seed_and_the_others_seeds_of_their_own():
+    found = [seeds.repeat_seed(7, number) for number in range(1, 6)]
+    assert found[0] == 7
+    assert len(set(found)) == 5
+    assert found != [seeds.repeat_seed(8, number) for number in range(1, 6)]
+
+
+# --- classifiers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def features(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sweep_with(repeats: int, classifier: str) -> dict[str, bytes]:
+    """Run a sweep; return its files."""
+    reads = [key.format(backbone="tiny", classifier=classifier) for key in sweep.READS]
+    sweep.main(
+        Params(VALUES | {"repeats": repeats}, reads), backbone="tiny", classifier=classifier, log=NoLog()
+    )
+    return contents(artifacts.RUNS / f"tiny-{classifier}")
+
+
+def spread_of(classifier: str) -> tuple[artifacts.Record, artifacts.Predictions]:
+    directory = artifacts.RUNS / f"tiny-{classifier}"
+    return (artifacts.read_record(directory / "record.json"),
+            artifacts.read_predictions(directory / "predictions.npz"))  # fmt: skip
+
+
+@pytest.mark.parametrize("classifier", ["lightgbm", "logistic_regression", "rbf_svm"])
+def test_repeats_leave_the_first_training_as_it_was(features, classifier):
+    alone = sweep_with(1, classifier)
+    record, predictions = spread_of(classifier)
+    together = sweep_with(3, classifier)
+    repeated, all_predictions = spread_of(classifier)
+    assert {name for name in alone if alone[name] != together[name]} == {"record.json", "predictions.npz"}
+    assert alone.keys() == together.keys()
+    np.testing.assert_array_equal(all_predictions.validation, predictions.validation)
+    np.testing.assert_array_equal(all_predictions.test, predictions.test)
+    assert predictions.repeats == 1 and record.repeats == []
+    assert all_predictions.repeats == 3
+    assert [repeat.seed for repeat in repeated.repeats] == [seeds.repeat_seed(0, number) for number in (2, 3)]
+    left_out = {"repeats", "parameters"}
+    assert repeated.model_dump(exclude=left_out) == record.model_dump(exclude=left_out)
+
+
+@pytest.mark.parametrize("classifier", ["catboost", "lightgbm", "rbf_svm"])
+def test_a_family_that_draws_comes_out_differently_with_every_seed(features, classifier):
+    sweep_with(3, classifier)
+    record, predictions = spread_of(classifier)
+    assert record.draws
+    chosen = predictions.validation[record.selected]
+    assert (predictions.repeats_validation != chosen).any(axis=(1, 2)).all()
+    assert (predictions.repeats_validation[0] != predictions.repeats_validation[1]).any()
+    assert (predictions.repeats_test[0] != predictions.repeats_test[1]).any()
+    # Another seed of the same method, not another method.
+    assert np.abs(predictions.repeats_test - predictions.test).mean() < 0.1
+
+
+def test_a_family_that_draws_nothing_is_not_fitted_again_and_has_no_spread(features, monkeypatch):
+    fitted = []
+    fit = logistic_regression.Fitter.fit
+
+    def counted(self, parameters, start=None):
+        fitted.append(parameters["C"])
+        return fit(self, parameters, start)
+
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", counted)
+    sweep_with(3, "logistic_regression")
+    assert fitted == [0.0001, 0.1, 1.0]
+    record, predictions = spread_of("logistic_regression")
+    assert not record.draws and len(record.repeats) == 2
+    chosen = predictions.validation[record.selected]
+    np.testing.assert_array_equal(predictions.repeats_validation, np.stack([chosen, chosen]))
+    np.testing.assert_array_equal(predictions.repeats_test, np.stack([predictions.test] * 2))
+
+
+def test_a_family_that_says_it_draws_nothing_fits_the_same_with_every_seed(features):
+    silent = [name for name in table.FAMILIES if not family.find(name).Fitter.draws]
+    assert "logistic_regression" in silent
+    for classifier in silent:
+        reads = [key.format(backbone="tiny", classifier=classifier) for key in sweep.READS]
+        found = []
+        for seed in (0, 1):
+            sweep.main(Params(VALUES | {"seed": seed}, reads), backbone="tiny", classifier=classifier, log=NoLog())
+            found.append(spread_of(classifier)[1])
+        np.testing.assert_array_equal(found[0].validation, found[1].validation)
+        np.testing.assert_array_equal(found[0].test, found[1].test)
+
+
+def test_a_sweep_killed_in_a_repeat_goes_on_there_and_ends_in_the_same_bytes(features, monkeypatch):
+    undisturbed = sweep_with(4, "lightgbm")
+    shutil.rmtree(artifacts.RUNS)
+    fit, fitted = lightgbm.Fitter.fit, []
+
+    def killed(self, parameters, start=None):
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        fitted.append(self.task.seed)
+        return fit(self, parameters, start)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lightgbm.Fitter, "fit", killed)
+        sweep_with(4, "lightgbm")
+
+    def counted(self, parameters, start=None):
+        fitted.append(self.task.seed)
+        return fit(self, parameters, start)
+
+    monkeypatch.setattr(lightgbm.Fitter, "fit", counted)
+    assert sweep_with(4, "lightgbm") == undisturbed
+    assert len(fitted) == len(set(fitted)) == 4
+    assert list(sweep.CACHE.iterdir()) == []
+
+
+# --- networks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """A project with a split of small images, dark and bright ones, and a small network as its backbone."""
+    root = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    rows = []
+    for part, count in {"train": 12, "validation": 8, "test": 8}.items():
+        for number in range(count):
+            label = ("bright", "dark")[number % 2]
+            file = root / artifacts.SPLIT / part / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (32, 32, 3)) // (number % 2 + 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+            rows.append(dict(path=f"{part}/{label}/{number}.png", label=label, split=part, group=len(rows), stratum="",
+                             sha256=artifacts.sha256_file(file)))  # fmt: skip
+    artifacts.write_csv(root / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    training.prepare(threads=2, seed=0)
+    import keras
+
+    backbone = root / artifacts.BACKBONES / "tiny"
+    backbone.mkdir(parents=True)
+    model = trunk(keras)
+    networks.save(model, backbone)
+    blocks = [networks.BlockSpec(name=f"block{number}", first_layer=f"block{number}_conv") for number in (1, 2)]
+    spec = networks.NetworkSpec(
+        name="tiny", input_size=32, feature_layer="avg_pool", feature_width=8, prediction_layer="avg_pool",
+        blocks=blocks, weights={"source": "random"}, cost=networks.cost_of(model),
+    )  # fmt: skip
+    networks.write_spec(spec, backbone)
+    return root
+
+
+@pytest.fixture
+def images(photographs, tmp_path, monkeypatch):
+    shutil.copytree(photographs / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BAKEOFF_FEATURE_STORE", str(tmp_path / "store"))
+    return tmp_path
+
+
+def train(stage: Any, *, log: NoLog | None = None, repeats: int = 2) -> Path:
+    """Run head, fine_tune or scratch; return the directory of its run."""
+    name = stage.__name__.rpartition(".")[2]
+    item = {"network": "small_convnet"} if stage is scratch else {"backbone": "tiny"}
+    stage.main(Params(NETWORKS | {"repeats": repeats}, stage.READS), **item, log=log or NoLog())
+    return artifacts.RUNS / f"{next(iter(item.values()))}-{name}"
+
+
+def test_the_first_training_of_a_network_is_the_same_alone_and_among_others(images, monkeypatch):
+    alone = contents(train(scratch, repeats=1))
+    steps: list[set[str]] = []
+
+    class Names(NoLog):
+        def step(self, step, metrics):
+            steps.append(set(metrics))
+
+    directory = train(scratch, log=Names())
+    undisturbed = contents(directory)
+    predictions = artifacts.read_predictions(directory / "predictions.npz")
+    assert {name for name in alone if alone[name] != undisturbed[name]} == {"record.json", "predictions.npz"}
+    assert undisturbed.keys() == alone.keys()  # of the other trainings only the predictions are kept
+    assert (predictions.repeats_test[0] != predictions.test).any()
+    assert [{name.startswith("repeat_2_") for name in names} for names in steps] == [{False}, {False}, {True}, {True}]
+
+    trained, one = [], network_runs._train
+
+    def killed(model, directory, *, seed, **others):
+        trained.append(seed)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        one(model, directory, seed=seed, **others)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(network_runs, "_train", killed)
+        train(scratch)
+    monkeypatch.setattr(network_runs, "_train", killed)
+    assert contents(train(scratch)) == undisturbed
+    assert trained == [0, seeds.repeat_seed(0, 2), seeds.repeat_seed(0, 2)]
+    assert list(network_runs.CACHE.iterdir()) == []
+
+
+def test_fine_tuning_starts_each_repeat_from_the_head_of_that_repeat(images):
+    heads = train(head)
+    of_heads = artifacts.read_predictions(heads / "predictions.npz")
+    kept = contents(heads / "repeats")
+    assert kept.keys() == {f"2/{networks.ARCHITECTURE}", f"2/{networks.WEIGHTS}"}
+    assert kept[f"2/{networks.WEIGHTS}"] != (heads / networks.WEIGHTS).read_bytes()
+    tuned = artifacts.read_predictions(train(fine_tune) / "predictions.npz")
+    for part in ("validation", "test"):
+        first, second = getattr(of_heads, part), getattr(of_heads, f"repeats_{part}")
+        np.testing.assert_allclose(getattr(tuned, part), first, atol=1e-4)
+        np.testing.assert_allclose(getattr(tuned, f"repeats_{part}"), second, atol=1e-4)
+        assert np.abs(first - second).max() > 1e-2
+    shutil.rmtree(heads / "repeats")
+    with pytest.raises(artifacts.ArtifactError, match=r"repeats/2/network\S+ is missing"):
+        train(fine_tune)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_whole_pipeline_with_repeats_and_calibration(root, tmp_path):
+    """In a clone: every run trained twice, calibrated, on the leaderboard and in MLflow, and applied by predict."""
+    clone = tmp_path / "clone"
+    demo.copy_project(root, clone, leave_out=demo.RESULTS)
+    trees = {"search": "grid", "trees": 10, "patience": 5,
+             "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.3], "min_data_in_leaf": [5],
+                      **ONE_CANDIDATE}}  # fmt: skip
+    classifiers = {"logistic_regression": TINY["classifiers"]["logistic_regression"], "lightgbm": trees}
+    options = {"classifiers": classifiers, "repeats": 2, "compare.calibration": "temperature"}
+    demo.override_params(clone / "params.yaml", TINY | options)
+    demo.commit(clone, "Tiny, twice")
+    run(clone, "dvc", "repro")
+    entries = json.loads((clone / "results" / "leaderboard.json").read_text())
+    saved = json.loads((clone / "results" / "calibration.json").read_text())
+    assert len(entries) == 5 and saved["runs"].keys() == {entry["run"] for entry in entries}
+    means = [entry["repeats"]["validation"]["accuracy"]["mean"] for entry in entries]
+    assert means == sorted(means, reverse=True)
+    for entry in entries:
+        assert entry["repeats"]["count"] == 2
+        assert entry["repeats"]["draws"] == (entry["method"] != "logistic_regression")
+        accuracy = entry["calibration"]["test"]["accuracy"]
+        assert accuracy["before"] == accuracy["after"]
+        directory = clone / "results" / "runs" / entry["run"]
+        predictions = artifacts.read_predictions(directory / "predictions.npz")
+        assert (predictions.repeats_test[0] == predictions.test).all() == (entry["method"] == "logistic_regression")
+        assert (directory / "repeats").exists() == (entry["method"] == "head")
+    shown = run(clone, "python", "-m", "pipeline", "leaderboard")
+    assert "±" in shown and "→" in shown
+    said = run(clone, "python", "-m", "pipeline", "predict", "data/split/test")
+    assert "probabilities calibrated on validation (temperature" in said
+    assert "Running stage" not in run(clone, "dvc", "repro")
+    assert not list((clone / ".cache").glob("repeats/*")) and not list((clone / ".cache").glob("sweeps/*"))
+    with contextlib.closing(sqlite3.connect(clone / ".mlflow" / "mlflow.db")) as database:
+        names = [name for (name,) in database.execute("select key from latest_metrics")]
+    for name in ("test_accuracy_mean", "validation_accuracy_sd", "calibrated_test_log_loss"):
+        assert names.count(name) == 5
+    # Live steps of the second training are there, each once.
+    assert names.count("repeat_2_val_loss") == 3
