@@ -27,8 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting"),
     (
-        *("backbones", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures", "imagenet", "images"),
-        *("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("backbones", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates", "feature_store", "figures", "imagenet", "images"),
+        *("inference", "leaderboard", "metrics", "picture_sheet", "quality", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
     ("activations", "comparison"),
     ("network_runs", "predictor"),
