@@ -55,7 +55,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, 
               struct.error, OverflowError, Image.DecompressionBombError,
               Image.DecompressionBombWarning)  # fmt: skip
 
-# An image of more than MAX_IMAGE_PIXELS, 89 million, is refused: only from twice as many on does Pillow do so by itself.
+# More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 

@@ -42,7 +42,7 @@ class SplitParams(Block):
 
     def groups_near_duplicates(self, source: str) -> bool:
         """Whether near duplicates of this source stay together."""
-        return self.near_duplicates == "group" or self.near_duplicates == "auto" and source != "elpv"
+        return self.near_duplicates == "group" or (self.near_duplicates == "auto" and source != "elpv")
 
 
 class Splittable(Protocol):
@@ -84,7 +84,8 @@ def assign(
     drawn = [part for part in PARTS if part == "train" or part not in predefined]
     pool = [index for index, image in enumerate(images) if image.part in ("", "train")]
     parts = [image.part for image in images]
-    for index, part in zip(pool, _divide([images[index] for index in pool], drawn, params, seed, together), strict=True):
+    divided = _divide([images[index] for index in pool], drawn, params, seed, together)
+    for index, part in zip(pool, divided, strict=True):
         parts[index] = part
     _check(images, parts, drawn)
     return parts
@@ -259,8 +260,8 @@ def _check(images: Sequence[Splittable], parts: Sequence[str], drawn: Sequence[s
             members = [image for image in images if image.label == label]
             groups = len({image.group or image.sha256 for image in members})
             raise SplitError(
-                f"The class {label!r} has {len(members)} images in {groups} groups, too few for one in every part: none "
-                f"is {part}. Add images of it, or take the class out"
+                f"The class {label!r} has {len(members)} images in {groups} groups, too few for one in every part: "
+                f"none is {part}. Add images of it, or take the class out"
             )
 
 

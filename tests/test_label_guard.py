@@ -24,11 +24,10 @@ TEST_LABELS = {"read_test_labels": {"artifacts.py", "stages/compare.py"}, "_read
 SPLIT_NAMES = {"MANIFEST", "MANIFEST_COLUMNS", "SPLIT", "INPUTS"}
 SPLIT_PATHS = r"(\S*/)?data/split(/\S*)?|\S*manifest\.csv"
 SPLIT_READERS = {"artifacts.py"}
-CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS", "read_catalog"}, r"\S*catalog\.csv"
+CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS"}, r"\S*catalog\.csv"
 CATALOG_READERS = {"artifacts.py", "datasets/__init__.py", "stages/dataset.py", "stages/split.py",
                    "commands/split_seeds.py"}  # fmt: skip
-SOURCE_READERS = {"datasets/__init__.py", "datasets/elpv.py", "datasets/folder.py", "stages/dataset.py",
-                  "stages/split.py"}  # fmt: skip
+SOURCE_READERS = {"stages/dataset.py", "stages/split.py"}  # and the package itself
 
 SOURCES = ("datasets", "elpv", "folder")
 
@@ -48,7 +47,8 @@ PIECES = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith"
           "count", "match", "full_match"}  # fmt: skip
 PATH_FUNCTIONS = {"dirname", "basename", "commonpath", "splitext"}
 # These look at folders of other things: of a source's images, of runs, of the project's own files.
-FOLDER_READERS = {("datasets/__init__.py", "_below_class"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
+FOLDER_READERS = {("datasets/__init__.py", "_below_class"), ("datasets/tracked.py", "_in_dvc_file"),
+                  ("datasets/tracked.py", "_holds"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
                   ("commands/demo.py", "main")}  # fmt: skip
 
 
@@ -76,12 +76,17 @@ def reading_the_split(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, 
 
 
 def reading_the_catalog(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
-    if module not in CATALOG_READERS:
-        yield from uses(tree, CATALOG_NAMES, CATALOG_PATHS, f"the catalog is for {', '.join(sorted(CATALOG_READERS))}")
+    if module in CATALOG_READERS:
+        return
+    text = f"the catalog is for {', '.join(sorted(CATALOG_READERS))}"
+    yield from uses(tree, CATALOG_NAMES, CATALOG_PATHS, text)
+    for node in ast.walk(tree):
+        if "read_catalog" in names_in(node):
+            yield node, text
 
 
 def reading_the_source(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
-    if module in SOURCE_READERS:
+    if module in SOURCE_READERS or module.startswith("datasets/"):
         return
     for node in ast.walk(tree):
         of_datasets = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(SOURCES)

@@ -86,7 +86,9 @@ def _description(path: Path) -> dict[str, str]:
         raise DatasetError(f"params.yaml: dataset.path must name a JSON file, received {path}: {error}") from None
     keys = ("package", "version", "sha256")
     if not (isinstance(found, dict) and all(isinstance(found.get(key), str) for key in keys)):
-        raise DatasetError(f"{path} must hold an object with {', '.join(keys)} as text, received {json.dumps(found)[:200]}")
+        raise DatasetError(
+            f"{path} must hold an object with {', '.join(keys)} as text, received {json.dumps(found)[:200]}"
+        )
     return found
 
 

@@ -43,8 +43,6 @@ SUSPECT_HEADINGS = {
 }
 
 
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckedImage(SourceImage):
     """An image of the source and what decoding it found. ``thumbnail``: uint8 (32, 32) grey."""
@@ -90,9 +88,7 @@ def main(params: Params, *, log: Log) -> None:
     _tell(used, unused, summary, suspects)
 
 
-def _check(
-    root: Path, chosen: Sequence[SourceImage], *, threads: int
-) -> tuple[list[CheckedImage], list[Unused]]:
+def _check(root: Path, chosen: Sequence[SourceImage], *, threads: int) -> tuple[list[CheckedImage], list[Unused]]:
     """Decode every image; return those that can be read whole, and the others with the reason."""
     with ThreadPoolExecutor(threads) as pool:
         inspections = list(
@@ -106,7 +102,9 @@ def _check(
         if found.problem:
             unreadable.append(Unused(image.path, image.label, "dropped", found.problem))
         else:
-            facts = {name: getattr(found, name) for name in ("width", "height", "mode", "frames", "turned", "thumbnail")}
+            facts = {
+                name: getattr(found, name) for name in ("width", "height", "mode", "frames", "turned", "thumbnail")
+            }
             size = (root / image.path).stat().st_size
             readable.append(CheckedImage(**vars(image), **facts, bytes=size))
     return readable, unreadable
@@ -121,9 +119,7 @@ def _with_clusters(readable: Sequence[CheckedImage]) -> list[CheckedImage]:
     return [replace(image, near_duplicates=clusters[image.sha256]) for image in readable]
 
 
-def _settle_conflicts(
-    readable: Sequence[CheckedImage], policy: str
-) -> tuple[list[CheckedImage], list[Unused]]:
+def _settle_conflicts(readable: Sequence[CheckedImage], policy: str) -> tuple[list[CheckedImage], list[Unused]]:
     """Return the images that are used, and those left out because equal bytes carry different labels."""
     conflicting = set(quality.conflicting_labels(readable))
     if policy == "keep" or not conflicting:
@@ -132,7 +128,9 @@ def _settle_conflicts(
     for image in readable:
         labels[image.sha256].add(image.label)
     dropped = [
-        Unused(image.path, image.label, "dropped", f"the same bytes are labelled {', '.join(sorted(labels[image.sha256]))}")
+        Unused(
+            image.path, image.label, "dropped", f"the same bytes are labelled {', '.join(sorted(labels[image.sha256]))}"
+        )
         for index, image in enumerate(readable)
         if index in conflicting
     ]
@@ -148,8 +146,8 @@ def _refuse_too_many(unused: Sequence[Unused], used: int, allowed: float) -> Non
     dropped = [entry for entry in unused if entry.kind == "dropped"]
     if len(dropped) > allowed * (used + len(dropped)):
         raise datasets.DatasetError(
-            f"{len(dropped)} of {used + len(dropped)} files cannot be used, more than dataset.max_dropped = {allowed}:\n"
-            f"{_listed(dropped)}\nMend or remove them, or raise dataset.max_dropped in params.yaml."
+            f"{len(dropped)} of {used + len(dropped)} files cannot be used, more than dataset.max_dropped = {allowed}:"
+            f"\n{_listed(dropped)}\nMend or remove them, or raise dataset.max_dropped in params.yaml."
         )
 
 
@@ -175,12 +173,16 @@ def _tell(
         entries = [entry for entry in unused if entry.kind == kind]
         if entries:
             say(f"{len(entries)} {kind}, all listed in {UNUSED}:\n{_listed(entries)}")
-    say(f"byte-identical to another: {summary['duplicates']['images']}, of them with different labels: "
+    say(
+        f"byte-identical to another: {summary['duplicates']['images']}, of them with different labels: "
         f"{summary['duplicates']['conflicting']}; near duplicates: {summary['near_duplicates']['images']}; odd in size "
-        f"or brightness: {summary['sizes']['odd'] + summary['brightness']['outliers']}; look at {SUSPECTS}")  # fmt: skip
+        f"or brightness: {summary['sizes']['odd'] + summary['brightness']['outliers']}; look at {SUSPECTS}"
+    )
     if suspects.across_parts:
-        say(f"WARNING: {summary['duplicates_across_parts']} images of {len(suspects.across_parts)} sets of duplicates or "
-            f"near duplicates lie in several predefined parts. They stay there, and flatter every method.")  # fmt: skip
+        say(
+            f"WARNING: {summary['duplicates_across_parts']} images of {len(suspects.across_parts)} sets of duplicates "
+            f"or near duplicates lie in several predefined parts. They stay there, and flatter every method."
+        )
 
 
 def _draw_contact_sheet(root: Path, used: Sequence[CheckedImage]) -> None:
@@ -226,7 +228,10 @@ def _draw_suspects(root: Path, readable: Sequence[CheckedImage], suspects: quali
 def _strip(root: Path, readable: Sequence[CheckedImage], group: Sequence[int]) -> contact_sheet.Strip:
     labels = sorted({readable[index].label for index in group})
     pictures = [
-        contact_sheet.Picture(images.thumbnail(root / image.path, side=SUSPECT_SIDE), f"{image.label}: {image.path}")
+        contact_sheet.Picture(
+            images.thumbnail(root / image.path, side=SUSPECT_SIDE),
+            f"{image.label}: {image.path}" if len(labels) > 1 else image.path,
+        )
         for image in (readable[index] for index in group[:SUSPECT_MEMBERS])
     ]
     more = f" ({len(group)} images)" if len(group) > SUSPECT_MEMBERS else ""

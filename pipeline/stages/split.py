@@ -35,7 +35,8 @@ def main(params: Params, *, log: Log) -> None:
     parts = splits.assign(chosen, params=split, seed=params.value("seed"), together=together)
     root = datasets.root(dataset)
     order = sorted(
-        range(len(chosen)), key=lambda index: (artifacts.PARTS.index(parts[index]), chosen[index].label, chosen[index].path)
+        range(len(chosen)),
+        key=lambda index: (artifacts.PARTS.index(parts[index]), chosen[index].label, chosen[index].path),
     )
     names = datasets.split_names(chosen)
     say(f"copying {len(chosen)} images")
@@ -99,14 +100,16 @@ def _tell_missing(images: Sequence[SourceImage], parts: Sequence[str]) -> None:
 def _tell_moves(
     images: Sequence[SourceImage], parts: Sequence[str], grouped: set[str], *, setting: Mapping[str, Any]
 ) -> None:
-    """Say which images of the last split are in another part now; after other parameters, that is what was asked for."""
+    """Say which images of the last split are in another part now, unless other parameters asked for another split."""
     last = artifacts.read_json(LAST) if LAST.exists() else None
     if last is not None and last.get("setting") == setting:
         moved = splits.moves(images, parts, before=last["parts"], grouped=grouped | set(last["grouped"]))
         new = sum(splits.identity(image) not in last["parts"] for image in images)
         reasons = Counter(move.reason for move in moved)
-        say(f"{new} images are new; of those known before, {len(moved)} changed their part "
-            f"({reasons['quota']} by rounding of quotas, {reasons['group']} with a group)")  # fmt: skip
+        say(
+            f"{new} images are new; of those known before, {len(moved)} changed their part "
+            f"({reasons['quota']} by rounding of quotas, {reasons['group']} with a group)"
+        )
         if moved:
             artifacts.write_csv(MOVED, splits.Move._fields, [move._asdict() for move in moved])
             say(_listed([f"{move.path}: {move.before} -> {move.after} ({move.reason})" for move in moved])
