@@ -57,6 +57,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, 
 
 # More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# Damaged metadata around pixels that can be read: a line for every such photograph would bury everything else.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(BakeoffError):

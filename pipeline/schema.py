@@ -93,7 +93,8 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
     """
     selection = params.parse(values["selection"], metrics.SelectionParams, where="selection")
     classes = datasets.class_names(params.parse(values["dataset"], datasets.DatasetParams, where="dataset"))
-    if classes is not None:
+    # A name among several classes is judged when the split is there: folders without a readable image are no classes.
+    if classes is not None and selection.positive_class not in classes:
         metrics.positive_index(classes, selection)
     if split and artifacts.MANIFEST.exists():
         metrics.positive_index(artifacts.read_part("train").classes, selection)

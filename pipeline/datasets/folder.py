@@ -40,11 +40,11 @@ def root(params: DatasetParams) -> Path:
 
 
 def class_names(params: DatasetParams) -> tuple[str, ...] | None:
-    """Return the names of the class folders, also of those without images; None if there is no such folder."""
+    """Return the names of the class folders that hold files; None if there is no such folder."""
     folder = Path(params.path)
     if not folder.is_dir():
         return None
-    return tuple(sorted({entry.label for entry in _layout(folder).classes}))
+    return tuple(sorted({entry.label for entry in _layout(folder).classes if any(_files(folder, entry, []))}))
 
 
 def read(params: DatasetParams) -> Source:
