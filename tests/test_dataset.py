@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import oddities
 import pytest
 
 from pipeline import artifacts, datasets, splits
@@ -225,3 +227,68 @@ def test_elpv_is_divided_by_inferred_module_if_asked(root, source):
     parts = splits.assign(grouped.images, params=SplitParams(test=0.25, validation=0.2, near_duplicates="report"), seed=0)
     assert len({(image.group, part) for image, part in zip(grouped.images, parts, strict=True)}) == len(sizes)
     assert abs(parts.count("test") - 656) <= 60
+
+
+# --- adding images to a folder -----------------------------------------------------------------------------------------
+
+
+def run_both(place: Path, **changes) -> None:
+    given = stage_values(place)
+    given["dataset"] |= {"source": "folder", "path": "images", "allow_untracked": True, **changes}
+    dataset.main(Params(given, dataset.READS), log=NoLog())
+    split.main(Params(given, split.READS), log=NoLog())
+
+
+def members() -> dict[str, str]:
+    return {row["sha256"]: row["split"] for row in artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)}
+
+
+def test_the_split_says_which_images_moved_when_others_were_added_and_does_not_depend_on_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    run_both(tmp_path)
+    assert "changed their part" not in capsys.readouterr().out
+    before = members()
+    for number in range(60, 90):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    run_both(tmp_path)
+    said = capsys.readouterr().out
+    after = members()
+    moved = [digest for digest, part in before.items() if after[digest] != part]
+    assert f"30 images are new; of those known before, {len(moved)} changed their part ({len(moved)} by rounding" in said
+    if moved:
+        assert len(artifacts.read_csv(split.MOVED, splits.Move._fields)) == len(moved)
+    expected = artifacts.MANIFEST.read_bytes()
+    shutil.rmtree(".cache")
+    run_both(tmp_path)
+    assert artifacts.MANIFEST.read_bytes() == expected
+    assert "changed their part" not in capsys.readouterr().out
+
+
+def test_conflicting_duplicates_are_kept_together_dropped_or_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    shutil.copy("images/a/0.png", "images/b/same.png")
+    with pytest.raises(DatasetError, match="2 images have the bytes of one with another label(.|\n)*labelled a, b"):
+        run_both(tmp_path, conflicting_duplicates="stop", max_dropped=0.5)
+    with pytest.raises(DatasetError, match="2 of 41 files cannot be used, more than dataset.max_dropped = 0.01"):
+        run_both(tmp_path, conflicting_duplicates="drop")
+    run_both(tmp_path, conflicting_duplicates="drop", max_dropped=0.1)
+    assert len(datasets.read_catalog()) == 39
+    run_both(tmp_path, conflicting_duplicates="keep")
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    same = [row for row in rows if Path(row["path"]).name in ("0.png", "same.png")]
+    assert len(rows) == 41
+    assert {row["label"] for row in same} == {"a", "b"}
+    assert len({row["split"] for row in same}) == 1
+
+
+def test_a_class_of_two_images_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        label = "rare" if number < 2 else "ab"[number % 2]
+        oddities.save(oddities.picture(number % 2, number), Path("images") / label / f"{number}.png")
+    with pytest.raises(splits.SplitError, match="'rare' has 2 images in 2 groups, too few for one in every part"):
+        run_both(tmp_path)
