@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,22 @@ def test_what_odd_files_are_is_in_the_catalog(outputs):
         assert quality["near_duplicates"] == {"clusters": 1, "images": 2, "conflicting": 0}
         assert rows["healthy/lighter.png"]["near_duplicates"] == rows["healthy/p00_0.png"]["near_duplicates"] != ""
         assert quality["groups"] == 15
+
+
+def test_dvc_sees_a_folder_that_was_added_under_data(root, tmp_path):
+    """`dvc checkout`, `pull` and experiments in a temporary workspace look for .dvc files where git does not ignore."""
+    from dvc.repo import Repo
+
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for name in (".gitignore", ".dvcignore", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    (tmp_path / "data").mkdir()
+    text = f"outs:\n- md5: {'0' * 32}.dir\n  hash: md5\n  path: images\n"
+    (tmp_path / "data" / "images.dvc").write_text(text, encoding="utf-8")
+    with Repo(str(tmp_path)) as repo:
+        assert [out.def_path for out in repo.index.outs] == ["images"]
+        assert repo.scm.is_ignored(str(tmp_path / "data" / "images"))
 
 
 # --- the whole pipeline ----------------------------------------------------------------------------------------------
