@@ -9,14 +9,16 @@ import hashlib
 import io
 import itertools
 import struct
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
 from pipeline.errors import BakeoffError
@@ -29,11 +31,34 @@ RESAMPLING = {
 }
 
 
+# Named, because Pillow would also hand Encapsulated PostScript to an interpreter, and takes some text for pictures.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+THUMBNAIL_SIDE = 32
+
+# What to do with a stored image, by its EXIF orientation.
+UPRIGHT = 1
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 Item = TypeVar("Item")
 
 # What Pillow raises for damaged files, beyond what it documents.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
-              Image.DecompressionBombError)  # fmt: skip
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, ZeroDivisionError,
+              struct.error, OverflowError, Image.DecompressionBombError,
+              Image.DecompressionBombWarning)  # fmt: skip
+
+# More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+# Damaged metadata around pixels that can be read: a line for every such photograph would bury everything else.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(BakeoffError):
@@ -63,13 +88,22 @@ class AugmentationParams(Block):
     contrast: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Inspection(NamedTuple):
-    """What a file turned out to be; ``problem`` is empty for an image that can be read whole."""
+@dataclass(frozen=True)
+class Inspection:
+    """What a file turned out to be; ``problem`` is empty for an image that can be read whole.
 
-    width: int
-    height: int
-    mode: str
-    problem: str
+    ``width``, ``height``: upright, after a turn that EXIF asks for (``turned``). ``mode``: Pillow's, of the file.
+    ``frames``: of an animation or a file of several pages, of which only the first is used. ``thumbnail``: uint8
+    (32, 32) grey, the whole image whatever its proportions.
+    """
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    frames: int = 0
+    turned: bool = False
+    thumbnail: np.ndarray | None = None
+    problem: str = ""
 
 
 def load(source: Path | bytes, *, size: int, params: ImageParams) -> np.ndarray:
@@ -110,12 +144,21 @@ def batches(
 def inspect(path: Path) -> Inspection:
     """Decode a file completely and say what it is, instead of raising."""
     try:
-        with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            image.load()
+        with _open(path) as image:
+            mode, turned = image.mode, _orientation(image) != UPRIGHT
+            pixels = _pixels(image)
+            grey = pixels.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        return Inspection(pixels.width, pixels.height, mode, _frames(path), turned, np.asarray(grey))
     except UNREADABLE as error:
-        return Inspection(0, 0, "", _reason(error))
-    return Inspection(width, height, mode, "")
+        return Inspection(problem=_reason(error))
+
+
+def thumbnail(path: Path, *, side: int) -> np.ndarray:
+    """Return a whole image inside a square, uint8 (height, width, 3), RGB, the longer of them ``side``."""
+    image = _decode(path)
+    scale = side / max(image.size)
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def augment(image: np.ndarray, *, seed: int, sha256: str, view: int, params: AugmentationParams) -> np.ndarray:
@@ -144,19 +187,55 @@ def augment(image: np.ndarray, *, seed: int, sha256: str, view: int, params: Aug
 
 def _decode(source: Path | bytes) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return _to_grey_or_rgb(ImageOps.exif_transpose(image))
+        with _open(source) as image:
+            return _pixels(image)
     except UNREADABLE as error:
         name = "the image" if isinstance(source, bytes) else source
         raise ImageError(f"{name}: {_reason(error)}") from None
 
 
+def _open(source: Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _pixels(image: Image.Image) -> Image.Image:
+    """Return the first frame of an opened image, upright, as RGB or L."""
+    turn = TURNS.get(_orientation(image))
+    image.load()
+    if not min(image.size):
+        raise ValueError("it has no pixels")
+    pixels = _to_grey_or_rgb(image)
+    # A TIFF file turns itself while it loads, and then asks for no turn any more.
+    return pixels.transpose(turn) if turn is not None and _orientation(image) != UPRIGHT else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return what EXIF says about the orientation, 1 to 8; upright where it says nothing or is damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
+    except UNREADABLE:
+        return UPRIGHT
+
+
+def _frames(path: Path) -> int:
+    """Return how many frames a file has; 1 where only the first can be counted."""
+    try:
+        with _open(path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except UNREADABLE:
+        return 1
+
+
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """Return 8 bits a channel, RGB or L: 16-bit grey keeps its upper byte, transparency lies on white."""
+    """Return 8 bits a channel, RGB or L: 16-bit grey keeps its upper byte, transparency lies on white.
+
+    Raises ValueError for 32-bit and floating-point pixels: which value is white is not in the file.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "L" else image.convert("RGB")
@@ -166,5 +245,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "file not found"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a format that Pillow does not read"
-    return f"cannot be read whole ({error})"
+        return "not an image, or of a format that is not read here"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    # The text of an operating system's error names the path, which differs between machines.
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot be read whole ({text})"

@@ -87,11 +87,18 @@ def check(values: Mapping[str, Any]) -> None:
         raise params.ParamsError("\n".join(problems))
 
 
-def check_against_results(values: Mapping[str, Any]) -> None:
-    """Check what depends on the data and the networks, as soon as a stage has written them. Raises ParamsError."""
-    if artifacts.MANIFEST.exists():
-        classes = artifacts.read_part("train").classes
-        metrics.positive_index(classes, params.parse(values["selection"], metrics.SelectionParams, where="selection"))
+def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> None:
+    """Check what depends on the data and the networks, as soon as they are there. Raises ParamsError.
+
+    ``split``: whether the one that is there is the one that counts, and not that of the data set before this one.
+    """
+    selection = params.parse(values["selection"], metrics.SelectionParams, where="selection")
+    classes = datasets.class_names(params.parse(values["dataset"], datasets.DatasetParams, where="dataset"))
+    # A name among several classes is judged when the split is there: folders without a readable image are no classes.
+    if classes is not None and selection.positive_class not in classes:
+        metrics.positive_index(classes, selection)
+    if split and artifacts.MANIFEST.exists():
+        metrics.positive_index(artifacts.read_part("train").classes, selection)
     _check_weights(values["backbone"]["weights"], values["backbones"])
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import oddities
 import pytest
 
-from pipeline import artifacts, datasets
+from pipeline import artifacts, datasets, splits
 from pipeline.datasets import DatasetError, DatasetParams
 from pipeline.params import Params
 from pipeline.progress import NoLog
+from pipeline.splits import SplitParams
 from pipeline.stages import dataset, split
+
+
+NO_GROUPS = {"pattern": None, "csv": None, "column": None, "module": False}
+ELPV = {
+    "source": "elpv",
+    "path": "data/elpv.json",
+    "limit": None,
+    "max_dropped": 0.01,
+    "conflicting_duplicates": "drop",
+    "groups": NO_GROUPS,
+    "allow_untracked": False,
+}
+
+
+def elpv_at(path: Path, **changes) -> DatasetParams:
+    return DatasetParams.model_validate({**ELPV, "path": str(path), **changes})
 
 
 def stage_values(root, limit=None, **changes) -> dict:
     path = str(root / "data" / "elpv.json")
     return {
         "seed": 0,
-        "dataset": {"source": "elpv", "path": path, "limit": limit, "max_unreadable": 0.01, **changes},
-        "split": {"test": 0.25, "validation": 0.2},
+        "dataset": {**ELPV, "path": path, "limit": limit, **changes},
+        "split": {"test": 0.25, "validation": 0.2, "near_duplicates": "auto"},
         "compute": {"threads": 2},
     }
 
 
 @pytest.fixture(scope="module")
 def source(root):
-    return datasets.read_elpv(root / "data" / "elpv.json")
+    return datasets.read(elpv_at(root / "data" / "elpv.json"))
 
 
 def test_elpv_has_the_published_counts(source):
@@ -46,7 +67,7 @@ def test_elpv_with_another_digest_or_version_is_refused(root, tmp_path):
     ):
         path.write_text(json.dumps({**description, key: value}))
         with pytest.raises(DatasetError, match=message):
-            datasets.read_elpv(path)
+            datasets.read(elpv_at(path))
 
 
 @pytest.mark.parametrize(
@@ -65,12 +86,12 @@ def test_a_description_that_is_none_is_refused_by_name(tmp_path, content, messag
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DatasetError, match=message):
-        datasets.read_elpv(path)
+        datasets.read(elpv_at(path))
 
 
 def test_a_folder_is_no_description(tmp_path):
     with pytest.raises(DatasetError, match=r"dataset\.path must name a JSON file"):
-        datasets.read_elpv(tmp_path)
+        datasets.read(elpv_at(tmp_path))
 
 
 def test_a_reading_that_was_killed_leaves_nothing_behind(root, tmp_path, monkeypatch):
@@ -83,9 +104,36 @@ def test_a_reading_that_was_killed_leaves_nothing_behind(root, tmp_path, monkeyp
     assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*")} == set(dataset.OUTPUTS)
 
 
-def test_files_of_one_name_in_two_folders_stay_two():
-    names = {datasets.split_name(datasets.SourceImage(path, "a", "", "", "")) for path in ("x/1.png", "y/1.png")}
-    assert names == {"x__1.png", "y__1.png"}
+def named(*paths: str, label: str = "a", part: str = "") -> list[str]:
+    return datasets.split_names([datasets.SourceImage(path, label, "", "", "", part) for path in paths])
+
+
+def test_files_of_one_name_in_two_folders_of_a_class_stay_two():
+    assert named("a/1.png", "a/x/1.png", "a/y/1.png") == ["1.png", "x__1.png", "y__1.png"]
+    assert named("train/a/1.png", "train/a/a/1.png", part="train") == ["1.png", "a__1.png"]
+    assert named("cell0001.png", label="defective") == ["cell0001.png"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [("a/x__1.png", "a/x/1.png"), ("a/IMG.PNG", "a/img.png"), ("a/\u1107\u1169\u11b7.png", "a/\ubd04.png")],
+    ids=["flattened", "upper case", "Unicode"],
+)
+def test_names_that_collide_get_a_digest_of_their_path_and_the_others_stay(paths):
+    names = named(*paths, "a/other.png")
+    assert len({name.casefold() for name in names}) == 3
+    assert all(re.fullmatch(r".+-[0-9a-f]{12}\.(png|PNG)", name) for name in names[:2])
+    assert names[2] == "other.png"
+    assert named(*reversed(paths)) == names[1::-1]
+
+
+@pytest.mark.parametrize("character", ["x", "é", "한"])
+def test_a_name_that_is_too_long_is_cut_and_keeps_its_ending(character):
+    name, other = named(f"a/{character * 80}/{character * 80}/{character * 60}/1.jpeg", f"a/{character * 80}/2.jpeg")
+    assert name.endswith(".jpeg")
+    assert len(name.encode()) <= 255
+    assert other.startswith(character)
+    assert len(other.encode()) <= 255
 
 
 def test_the_stages_copy_original_bytes_and_the_manifest_says_where(root, tmp_path, monkeypatch, source):
@@ -104,8 +152,13 @@ def test_the_stages_copy_original_bytes_and_the_manifest_says_where(root, tmp_pa
     assert len({row["sha256"] for row in rows}) == 80
     quality = artifacts.read_json(dataset.QUALITY)
     assert quality["images"] == 80
-    assert quality["sizes"] == {"300x300 L": 80}
-    assert abs(quality["classes"]["defective"] / 80 - 821 / 2624) < 0.02
+    assert quality["sizes"] == {"smallest_side": 300, "largest_side": 300, "odd": 0}
+    assert abs(quality["classes"]["smallest"] / 80 - 821 / 2624) < 0.02
+    assert quality["classes"]["count"] == 2
+    numbers = [value for part in quality.values() for value in (part.values() if isinstance(part, dict) else [part])]
+    assert all(isinstance(number, int | float) for number in numbers)
+    assert len(numbers) <= 20
+    assert artifacts.read_csv(dataset.UNUSED, dataset.UNUSED_COLUMNS) == []
 
 
 def test_the_same_params_give_the_same_bytes(root, tmp_path, monkeypatch):
@@ -143,17 +196,99 @@ def test_unreadable_images_are_recorded_and_left_out_and_too_many_stop_the_run(t
         content = (source.root / image.path).read_bytes()
         (copied / image.path).write_bytes(content[:2000] if number == 3 else content)
         images.append(datasets.SourceImage(image.path, image.label, image.stratum, "", artifacts.sha256_file(copied / image.path)))  # fmt: skip
-    monkeypatch.setitem(datasets.READERS, "elpv", lambda path: datasets.Source(copied, tuple(images)))
-    given = stage_values(tmp_path, max_unreadable=0.02)
+    reader = SimpleNamespace(read=lambda params: datasets.Source(copied, tuple(images)), root=lambda params: copied)
+    monkeypatch.setitem(datasets.READERS, "elpv", reader)
+    given = stage_values(tmp_path, max_dropped=0.02)
     dataset.main(Params(given, dataset.READS), log=NoLog())
-    broken = [row for row in artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS) if row["problem"]]
-    assert [row["path"] for row in broken] == [images[3].path]
+    (broken,) = artifacts.read_csv(dataset.UNUSED, dataset.UNUSED_COLUMNS)
+    assert (broken["path"], broken["kind"]) == (images[3].path, "dropped")
+    assert "truncated" in broken["reason"]
+    assert images[3].path not in {image.path for image in datasets.read_catalog()}
     split.main(Params(given, split.READS), log=NoLog())
     assert len(artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)) == len(images) - 1
-    with pytest.raises(DatasetError, match=f"1 of {len(images)} files cannot be read.*\n.*{images[3].path}"):
-        dataset.main(Params(stage_values(tmp_path, max_unreadable=0.0), dataset.READS), log=NoLog())
+    with pytest.raises(DatasetError, match=f"1 of {len(images)} files cannot be used.*\n.*{images[3].path}"):
+        dataset.main(Params(stage_values(tmp_path, max_dropped=0.0), dataset.READS), log=NoLog())
 
 
 def test_a_limit_below_what_can_be_split_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 8"):
-        DatasetParams(source="elpv", path="data/elpv.json", limit=2, max_unreadable=0.0)
+        elpv_at(Path("data/elpv.json"), limit=2)
+
+
+def test_elpv_is_divided_by_inferred_module_if_asked(root, source):
+    """Published: 44 modules, 18 mono-crystalline and 26 poly-crystalline."""
+    grouped = datasets.read(elpv_at(root / "data" / "elpv.json", groups={**NO_GROUPS, "module": True}))
+    sizes = Counter(image.group for image in grouped.images)
+    assert {image.group for image in source.images} == {""}
+    assert max(sizes.values()) == 60
+    assert sum(sizes.values()) == 2624
+    assert all(len({image.stratum for image in grouped.images if image.group == group}) == 1 for group in sizes)
+    assert 44 <= len(sizes) <= 60
+    parts = splits.assign(grouped.images, params=SplitParams(test=0.25, validation=0.2, near_duplicates="report"), seed=0)
+    assert len({(image.group, part) for image, part in zip(grouped.images, parts, strict=True)}) == len(sizes)
+    assert abs(parts.count("test") - 656) <= 60
+
+
+# --- adding images to a folder -----------------------------------------------------------------------------------------
+
+
+def run_both(place: Path, **changes) -> None:
+    given = stage_values(place)
+    given["dataset"] |= {"source": "folder", "path": "images", "allow_untracked": True, **changes}
+    dataset.main(Params(given, dataset.READS), log=NoLog())
+    split.main(Params(given, split.READS), log=NoLog())
+
+
+def members() -> dict[str, str]:
+    return {row["sha256"]: row["split"] for row in artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)}
+
+
+def test_the_split_says_which_images_moved_when_others_were_added_and_does_not_depend_on_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    run_both(tmp_path)
+    assert "changed their part" not in capsys.readouterr().out
+    before = members()
+    for number in range(60, 90):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    run_both(tmp_path)
+    said = capsys.readouterr().out
+    after = members()
+    moved = [digest for digest, part in before.items() if after[digest] != part]
+    assert f"30 images are new; of those known before, {len(moved)} changed their part ({len(moved)} by rounding" in said
+    if moved:
+        assert len(artifacts.read_csv(split.MOVED, splits.Move._fields)) == len(moved)
+    expected = artifacts.MANIFEST.read_bytes()
+    shutil.rmtree(".cache")
+    run_both(tmp_path)
+    assert artifacts.MANIFEST.read_bytes() == expected
+    assert "changed their part" not in capsys.readouterr().out
+
+
+def test_conflicting_duplicates_are_kept_together_dropped_or_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    shutil.copy("images/a/0.png", "images/b/same.png")
+    with pytest.raises(DatasetError, match="2 images have the bytes of one with another label(.|\n)*labelled a, b"):
+        run_both(tmp_path, conflicting_duplicates="stop", max_dropped=0.5)
+    with pytest.raises(DatasetError, match="2 of 41 files cannot be used, more than dataset.max_dropped = 0.01"):
+        run_both(tmp_path, conflicting_duplicates="drop")
+    run_both(tmp_path, conflicting_duplicates="drop", max_dropped=0.1)
+    assert len(datasets.read_catalog()) == 39
+    run_both(tmp_path, conflicting_duplicates="keep")
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    same = [row for row in rows if Path(row["path"]).name in ("0.png", "same.png")]
+    assert len(rows) == 41
+    assert {row["label"] for row in same} == {"a", "b"}
+    assert len({row["split"] for row in same}) == 1
+
+
+def test_a_class_of_two_images_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        label = "rare" if number < 2 else "ab"[number % 2]
+        oddities.save(oddities.picture(number % 2, number), Path("images") / label / f"{number}.png")
+    with pytest.raises(splits.SplitError, match="'rare' has 2 images in 2 groups, too few for one in every part"):
+        run_both(tmp_path)

@@ -98,7 +98,10 @@ def test_a_broken_file_is_named_in_the_error(tmp_path, content):
 def test_inspection_of_a_sound_file_has_no_problem(tmp_path):
     path = tmp_path / "sound.png"
     pattern().save(path)
-    assert images.inspect(path) == images.Inspection(60, 40, "RGB", "")
+    found = images.inspect(path)
+    assert (found.width, found.height, found.mode, found.frames, found.turned, found.problem) == (60, 40, "RGB", 1, False, "")
+    assert found.thumbnail.shape == (32, 32)
+    assert abs(found.thumbnail.mean() - np.asarray(pattern().convert("L")).mean()) < 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
@@ -132,6 +135,89 @@ def test_a_grey_image_is_resized_like_its_three_equal_channels():
     params = images.ImageParams(square="crop", interpolation="bicubic")
     expected = images.load(encoded(grey.convert("RGB")), size=16, params=params)
     np.testing.assert_array_equal(images.load(encoded(grey), size=16, params=params), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_every_exif_orientation_is_turned_upright_once(tmp_path, orientation, format):
+    """The stored image is the upright one, turned back: what is read must be the upright one again."""
+    upright = np.zeros((24, 32, 3), dtype=np.uint8)
+    upright[:12, :16], upright[:12, 16:], upright[12:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    back = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+    stored = Image.fromarray(upright)
+    if orientation in images.TURNS:
+        turn = images.TURNS[orientation]
+        stored = stored.transpose(back.get(turn, turn))
+    exif = stored.getexif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if format in ("JPEG", "WEBP") else {}
+    path = tmp_path / "turned"
+    path.write_bytes(encoded(stored, format, exif=exif, **options))
+    found = images.inspect(path)
+    assert (found.width, found.height, found.turned) == (32, 24, orientation != 1)
+    read = images.load(path, size=24, params=ImageParams(square="warp", interpolation="nearest")).astype(int)
+    expected = [[250, 0, 0], [0, 250, 0], [0, 0, 250], [0, 0, 0]]
+    corners = [read[5, 5], read[5, 18], read[18, 5], read[18, 18]]
+    assert np.abs(np.array(corners) - expected).max() < 40
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_leaves_the_image_as_it_is(tmp_path):
+    path = tmp_path / "damaged.jpg"
+    content = encoded(pattern(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    path.write_bytes(content)
+    assert images.inspect(path).problem == ""
+    assert not images.inspect(path).turned
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_known_range_are_refused(tmp_path, mode):
+    path = tmp_path / "wide.tiff"
+    path.write_bytes(encoded(Image.new(mode, (8, 8), 3), "TIFF"))
+    assert f"pixels of mode {mode} have no known range" in images.inspect(path).problem
+    with pytest.raises(images.ImageError, match="no known range"):
+        images.load(path, size=8, params=CROP)
+
+
+def test_of_an_animation_the_first_frame_is_read_and_the_others_are_counted(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        path = tmp_path / f"animated.{format}"
+        path.write_bytes(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
+        assert images.inspect(path).frames == 3
+        assert (images.load(path, size=8, params=CROP) == [255, 0, 0]).all(), format
+
+
+@pytest.mark.parametrize("size", [(10000, 9500), (20000, 9500)], ids=["warned of", "refused by Pillow"])
+def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(encoded(Image.new("1", size)))
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("it was decoded"))
+    assert images.inspect(path).problem == "more than 89,478,485 pixels"
+    with pytest.raises(images.ImageError, match=r"bomb\.png: more than"):
+        images.load(path, size=8, params=CROP)
+
+
+def test_postscript_is_never_interpreted(tmp_path):
+    path = tmp_path / "page.eps"
+    path.write_bytes(encoded(pattern(), "EPS"))
+    assert images.inspect(path).problem == "not an image, or of a format that is not read here"
+
+
+def test_a_reason_names_no_place_of_this_machine(tmp_path):
+    path = tmp_path / "folder.png"
+    path.mkdir()
+    assert images.inspect(path).problem == "cannot be read whole (Is a directory)"
+    assert images.inspect(tmp_path / "none.png").problem == "file not found"
+
+
+def test_a_thumbnail_keeps_the_proportions(tmp_path):
+    path = tmp_path / "wide.png"
+    pattern(10, 400).save(path)
+    assert images.thumbnail(path, side=40).shape == (1, 40, 3)
+    assert images.thumbnail(path, side=800).shape == (20, 800, 3)
 
 
 @pytest.mark.parametrize("error", [struct.error, IndexError, TypeError, EOFError, KeyError])

@@ -25,8 +25,11 @@ SPLIT_NAMES = {"MANIFEST", "MANIFEST_COLUMNS", "SPLIT", "INPUTS"}
 SPLIT_PATHS = r"(\S*/)?data/split(/\S*)?|\S*manifest\.csv"
 SPLIT_READERS = {"artifacts.py"}
 CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS"}, r"\S*catalog\.csv"
-CATALOG_READERS = {"artifacts.py", "datasets.py", "stages/dataset.py", "stages/split.py", "commands/split_seeds.py"}
-SOURCE_READERS = {"datasets.py", "stages/dataset.py", "stages/split.py"}
+CATALOG_READERS = {"artifacts.py", "datasets/__init__.py", "stages/dataset.py", "stages/split.py",
+                   "commands/split_seeds.py"}  # fmt: skip
+SOURCE_READERS = {"stages/dataset.py", "stages/split.py"}  # and the package itself
+
+SOURCES = ("datasets", "elpv", "folder")
 
 # What may be done with the path of such a file by everybody: digest it, write it, look whether it is there, name it.
 HARMLESS_CALLS = {"sha256", "sha256_file", "sha256_path", "resolve", "write_csv", "whole_directory", "get", "dumps",
@@ -44,7 +47,8 @@ PIECES = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith"
           "count", "match", "full_match"}  # fmt: skip
 PATH_FUNCTIONS = {"dirname", "basename", "commonpath", "splitext"}
 # These look at folders of other things: of a source's images, of runs, of the project's own files.
-FOLDER_READERS = {("datasets.py", "split_name"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
+FOLDER_READERS = {("datasets/__init__.py", "_below_class"), ("datasets/tracked.py", "_in_dvc_file"),
+                  ("datasets/tracked.py", "_holds"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
                   ("commands/demo.py", "main")}  # fmt: skip
 
 
@@ -72,18 +76,23 @@ def reading_the_split(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, 
 
 
 def reading_the_catalog(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
-    if module not in CATALOG_READERS:
-        yield from uses(tree, CATALOG_NAMES, CATALOG_PATHS, f"the catalog is for {', '.join(sorted(CATALOG_READERS))}")
+    if module in CATALOG_READERS:
+        return
+    text = f"the catalog is for {', '.join(sorted(CATALOG_READERS))}"
+    yield from uses(tree, CATALOG_NAMES, CATALOG_PATHS, text)
+    for node in ast.walk(tree):
+        if "read_catalog" in names_in(node):
+            yield node, text
 
 
 def reading_the_source(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
-    if module in SOURCE_READERS:
+    if module in SOURCE_READERS or module.startswith("datasets/"):
         return
     for node in ast.walk(tree):
-        of_datasets = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("datasets")
-        if of_datasets and node.attr in ("read", "READERS") or {"read_elpv", "READERS"} & names_in(node):
+        of_datasets = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(SOURCES)
+        if of_datasets and node.attr in ("read", "READERS") or "READERS" in names_in(node):
             yield node, f"the source, with all labels, is for {', '.join(sorted(SOURCE_READERS))}"
-        if isinstance(node, ast.ImportFrom) and node.module == "pipeline.datasets":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline.datasets"):
             yield node, "import the module: `from pipeline import datasets`"
 
 
@@ -277,8 +286,12 @@ def test_test_labels_reach_the_comparison_and_nothing_else():
         "rows = artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS)",
         "rows = open('data/catalog.csv').readlines()",
         "images = datasets.read(params).images",
-        "images = datasets.READERS['elpv'](path)",
-        "from pipeline.datasets import read_elpv",
+        "images = datasets.READERS['elpv'].read(params)",
+        "images = datasets.folder.read(params)",
+        "images = datasets.read_catalog()",
+        "read = datasets.read_catalog\nimages = read()",
+        "from pipeline.datasets import folder",
+        "from pipeline.datasets.elpv import read",
         "labels = [path.split('/')[1] for path in part.paths]",
         "labels = [path.rpartition('/')[0] for path in part.paths]",
         "for path in part.paths:\n    label = path.split(separator)[1]",

@@ -27,10 +27,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting"),
     (
-        *("backbones", "calibration", "classifiers", "convnets", "curves", "datasets", "feature_store", "figures"),
-        *("imagenet", "images"),
-        *("inference", "leaderboard", "metrics", "picture_sheet", "splits", "statistics", "tracking", "training"),
-        "training_curves",
+        *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
+        *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
+        *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
     ("activations", "calibration_table", "comparison", "leaderboard_tables"),
     ("network_runs", "predictor"),

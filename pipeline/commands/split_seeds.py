@@ -41,10 +41,12 @@ def main(arguments: argparse.Namespace) -> int:
         if name not in values["classifiers"]:
             raise BakeoffError(f"--classifiers: {name!r} is not under classifiers in params.yaml")
     images, features = _pool(artifacts.FEATURES / backbone)
+    split, source = given.block("split", splits.SplitParams), given.block("dataset", datasets.DatasetParams).source
+    together = splits.clusters(images)[0] if split.groups_near_duplicates(source) else set()
     say(f"{len(images)} images, features of {backbone}, split seeds {', '.join(map(str, arguments.seeds))}")
     results = []
     for seed in arguments.seeds:
-        parts = splits.assign(images, params=given.block("split", splits.SplitParams), seed=seed)
+        parts = splits.assign(images, params=split, seed=seed, together=together)
         for name in arguments.classifiers:
             result = _one(given, name, images, features, np.array(parts), seed=seed)
             results.append(result)
@@ -59,13 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _pool(directory: Path) -> tuple[list[datasets.SourceImage], np.ndarray]:
-    """Return the readable images of the catalog and their features, float32 (n, width), in the catalog's order."""
-    rows = artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS)
-    images = [
-        datasets.SourceImage(row["path"], row["label"], row["stratum"], row["group"], row["sha256"])
-        for row in rows
-        if not row["problem"]
-    ]
+    """Return the images of the catalog and their features, float32 (n, width), in the catalog's order."""
+    images = datasets.read_catalog()
     by_digest = {}
     for name in artifacts.PARTS:
         part = artifacts.read_part(name)
