@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, network_runs, networks, seeds, training
+from pipeline import artifacts, metrics, network_runs, networks, seeds, training
 from pipeline.classifiers import family, lightgbm, logistic_regression, table
 from pipeline.commands import demo
 from pipeline.params import Params
 from pipeline.progress import NoLog
 from pipeline.stages import fine_tune, head, scratch, sweep
 from tests.test_pipeline import ONE_CANDIDATE, TINY, run
-from tests.test_sweep import VALUES, contents, write_project
+from tests.test_sweep import VALUES, contents, interrupted, write_project
 from tests.test_training import trunk
 
 FIT = {
@@ -157,6 +157,22 @@ def test_a_sweep_killed_in_a_repeat_goes_on_there_and_ends_in_the_same_bytes(fea
     assert sweep_with(4, "lightgbm") == undisturbed
     assert len(fitted) == len(set(fitted)) == 4
     assert list(sweep.CACHE.iterdir()) == []
+
+
+def test_repeats_of_another_candidate_are_not_taken_for_those_of_the_selected_one(features, monkeypatch):
+    """What is kept of a killed sweep serves every selection metric, and another metric may select another candidate."""
+    block = VALUES["classifiers"]["lightgbm"]
+    two = {**block, "grid": {**block["grid"], "num_leaves": [2, 8]}}
+    monkeypatch.setitem(VALUES, "classifiers", {"lightgbm": two})
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 1)
+    undisturbed = sweep_with(3, "lightgbm")
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts, "write_record", interrupted)
+        sweep_with(3, "lightgbm")
+    assert list(sweep.CACHE.rglob("repeat.json"))
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 1)
+    assert sweep_with(3, "lightgbm") == undisturbed
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
