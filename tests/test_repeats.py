@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, network_runs, networks, seeds, training
+from pipeline import artifacts, convnets, metrics, network_runs, networks, seeds, training
 from pipeline.classifiers import family, lightgbm, logistic_regression, table
 from pipeline.commands import demo
 from pipeline.params import Params
 from pipeline.progress import NoLog
 from pipeline.stages import fine_tune, head, scratch, sweep
 from tests.test_pipeline import ONE_CANDIDATE, TINY, run
-from tests.test_sweep import VALUES, contents, write_project
+from tests.test_sweep import VALUES, contents, interrupted, write_project
 from tests.test_training import trunk
 
 FIT = {
-    "class_weight": None, "batch_size": 8, "epochs": 2, "learning_rate": 0.01, "monitor": "val_loss",
+    "class_weight": None, "batch_size": 8, "epochs": 1, "learning_rate": 0.01, "monitor": "val_loss",
     "reduce_on_plateau": {"factor": 0.5, "patience": 1}, "early_stopping": {"patience": 3},
 }  # fmt: skip
 NETWORKS = {
@@ -36,7 +36,7 @@ NETWORKS = {
                      "brightness": 0.1, "contrast": 0.1},
     "head": {**FIT, "dropout": 0.2, "hidden_units": []},
     # As good as no training: what comes out is what it started from.
-    "fine_tune": {**FIT, "epochs": 1, "learning_rate": 1e-12, "unfreeze": {"from_layer": None, "last_blocks": 1}},
+    "fine_tune": {**FIT, "learning_rate": 1e-12, "unfreeze": {"from_layer": None, "last_blocks": 1}},
     "scratch": {**FIT, "input_size": 32, "dropout": 0.3},
 }  # fmt: skip
 
@@ -159,6 +159,22 @@ def test_a_sweep_killed_in_a_repeat_goes_on_there_and_ends_in_the_same_bytes(fea
     assert list(sweep.CACHE.iterdir()) == []
 
 
+def test_repeats_of_another_candidate_are_not_taken_for_those_of_the_selected_one(features, monkeypatch):
+    """What is kept of a killed sweep serves every selection metric, and another metric may select another candidate."""
+    block = VALUES["classifiers"]["lightgbm"]
+    two = {**block, "grid": {**block["grid"], "num_leaves": [2, 8]}}
+    monkeypatch.setitem(VALUES, "classifiers", {"lightgbm": two})
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 1)
+    undisturbed = sweep_with(3, "lightgbm")
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts, "write_record", interrupted)
+        sweep_with(3, "lightgbm")
+    assert list(sweep.CACHE.rglob("repeat.json"))
+    monkeypatch.setattr(metrics, "select", lambda *_, **__: 1)
+    assert sweep_with(3, "lightgbm") == undisturbed
+
+
 # --- networks ------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +215,19 @@ def images(photographs, tmp_path, monkeypatch):
     shutil.copytree(photographs / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BAKEOFF_FEATURE_STORE", str(tmp_path / "store"))
+    monkeypatch.setitem(convnets.CONVNETS, "small_convnet", tiny)
     return tmp_path
+
+
+def tiny(*, input_size: int, n_classes: int, dropout: float):
+    """As small_convnet, but built and converted in no time."""
+    import keras
+
+    inputs = keras.Input((input_size, input_size, 3), name="pixels")
+    outputs = keras.layers.Rescaling(1 / 255)(inputs)
+    outputs = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, strides=2, activation="relu")(outputs))
+    outputs = keras.layers.Dropout(dropout)(outputs)
+    return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(outputs))
 
 
 def train(stage: Any, *, log: NoLog | None = None, repeats: int = 2) -> Path:
@@ -224,7 +252,7 @@ def test_the_first_training_of_a_network_is_the_same_alone_and_among_others(imag
     assert {name for name in alone if alone[name] != undisturbed[name]} == {"record.json", "predictions.npz"}
     assert undisturbed.keys() == alone.keys()  # of the other trainings only the predictions are kept
     assert (predictions.repeats_test[0] != predictions.test).any()
-    assert [{name.startswith("repeat_2_") for name in names} for names in steps] == [{False}, {False}, {True}, {True}]
+    assert [{name.startswith("repeat_2_") for name in names} for names in steps] == [{False}, {True}]
 
     trained, one = [], network_runs._train
 

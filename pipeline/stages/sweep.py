@@ -53,7 +53,10 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     model_files = _model(cache, selected)
     model = module.load(model_files)
     test = model.predict_proba(data.test)
-    repeats, draws = _repeats(params, module, data, candidates[selected], (validation[selected], test), cache=cache)
+    # Apart for each candidate, because another selection metric may choose another one from the same cache.
+    of_selected = cache / "repeats" / str(selected)
+    first = validation[selected], test
+    repeats, draws = _repeats(params, module, data, candidates[selected], first, cache=of_selected)
     again = [np.stack(arrays) for arrays in zip(*(repeat.predictions for repeat in repeats), strict=True)]
     predictions = artifacts.Predictions(validation, test, *again)
     with artifacts.whole_directory(artifacts.RUNS / f"{backbone}-{classifier}") as directory:
@@ -110,7 +113,7 @@ def _repeats(
             found.append(Repeat(artifacts.Repeat(seed=seed, converged=chosen.converged), first))
             continue
         label = f"repeat {number}/{count} of {chosen.name}, seed {seed}"
-        kept = cache / "repeats" / str(number)
+        kept = cache / str(number)
         with _heartbeat(label):
             if not kept.is_dir():
                 _keep_repeat(kept, seed, _fitter(params, module, data, repeat=number).fit(chosen.parameters), data)
