@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import time
 
@@ -268,3 +269,32 @@ def test_brightness_and_contrast_stay_within_their_bounds():
         drawn = images.augment(middle, seed=0, sha256="aa", view=view, params=contrast)
         assert 0.69 < drawn.std() / middle.std() < 1.31
         assert abs(drawn.mean() - middle.mean()) < 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_files_of_every_format_are_read_or_refused_alike_by_inspection_and_loading(tmp_path):
+    """What inspection lets pass, training reads; nothing else is raised; and no reason names this machine."""
+    rng, file = random.Random(0), tmp_path / "damaged"
+    image = pattern(24, 24)
+    turned = image.getexif()
+    turned[0x0112] = 6
+    whole = [encoded(image, format) for format in images.FORMATS if format != "DIB"]
+    whole += [encoded(image, format, exif=turned) for format in ("JPEG", "PNG", "TIFF", "WEBP")]
+    whole += [encoded(image.quantize(8), "PNG", transparency=1), encoded(image.convert("CMYK"), "JPEG")]
+    outcomes = set()
+    for number in range(600):
+        content = bytearray(whole[number % len(whole)])
+        for _ in range(rng.choice((1, 2, 10))):
+            place = rng.randrange(rng.choice((min(60, len(content)), len(content))))
+            content[place : place + rng.choice((1, 1, 20))] = rng.randbytes(rng.choice((1, 1, 10)))
+        file.write_bytes(content)
+        found = images.inspect(file)
+        outcomes.add(bool(found.problem))
+        assert str(tmp_path) not in found.problem
+        assert " at 0x" not in found.problem
+        if found.problem:
+            with pytest.raises(images.ImageError):
+                images.load(file, size=8, params=CROP)
+        else:
+            assert images.load(file, size=8, params=CROP).shape == (8, 8, 3)
+    assert outcomes == {True, False}
