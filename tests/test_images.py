@@ -100,7 +100,8 @@ def test_inspection_of_a_sound_file_has_no_problem(tmp_path):
     path = tmp_path / "sound.png"
     pattern().save(path)
     found = images.inspect(path)
-    assert (found.width, found.height, found.mode, found.frames, found.turned, found.problem) == (60, 40, "RGB", 1, False, "")
+    facts = (found.width, found.height, found.mode, found.frames, found.turned, found.problem)
+    assert facts == (60, 40, "RGB", 1, False, "")
     assert found.thumbnail.shape == (32, 32)
     assert abs(found.thumbnail.mean() - np.asarray(pattern().convert("L")).mean()) < 2
 
@@ -144,7 +145,8 @@ def test_every_exif_orientation_is_turned_upright_once(tmp_path, orientation, fo
     """The stored image is the upright one, turned back: what is read must be the upright one again."""
     upright = np.zeros((24, 32, 3), dtype=np.uint8)
     upright[:12, :16], upright[:12, 16:], upright[12:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-    back = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+    quarter, other = Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270
+    back = {quarter: other, other: quarter}
     stored = Image.fromarray(upright)
     if orientation in images.TURNS:
         turn = images.TURNS[orientation]
