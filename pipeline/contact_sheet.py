@@ -5,14 +5,14 @@ Pillow draws it: a thousand pictures take a second, in Matplotlib minutes.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.plotting import font_file, legible
 
 INK, FAINT, PAPER = "#1f2933", "#66727f", "#ffffff"
 MARGIN, GAP = 16, 6
@@ -106,7 +106,7 @@ class _Page:
 
 
 class _Fonts:
-    """The font that Matplotlib ships, the same on every machine, and what it can show."""
+    """The plots' font in the sizes that are used."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, ImageFont.FreeTypeFont] = {}
@@ -114,12 +114,12 @@ class _Fonts:
     def of(self, size: int) -> ImageFont.FreeTypeFont:
         if size not in self._sizes:
             # Not the layout engine that may be installed or not.
-            self._sizes[size] = ImageFont.truetype(self._path, size, layout_engine=ImageFont.Layout.BASIC)
+            self._sizes[size] = ImageFont.truetype(font_file(), size, layout_engine=ImageFont.Layout.BASIC)
         return self._sizes[size]
 
     def fit(self, text: str, size: int, room: int) -> str:
-        """Return text as it can be shown: characters without a glyph escaped, and cut in the middle if too long."""
-        shown = "".join(map(self._shown, unicodedata.normalize("NFC", text)))
+        """Return text as it can be shown, cut in the middle if it is too long."""
+        shown = legible(text)
         font = self.of(size)
         if font.getlength(shown) <= room:
             return shown
@@ -133,19 +133,3 @@ class _Fonts:
         """Keep more of the end, where the names of files differ."""
         first = kept // 3
         return f"{text[:first]}…{text[len(text) - (kept - first) :]}"
-
-    def _shown(self, character: str) -> str:
-        known = character.isprintable() and ord(character) in self._glyphs
-        return character if known else character.encode("unicode_escape").decode()
-
-    @cached_property
-    def _path(self) -> str:
-        import matplotlib
-
-        return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-
-    @cached_property
-    def _glyphs(self) -> frozenset[int]:
-        from matplotlib.ft2font import FT2Font
-
-        return frozenset(FT2Font(self._path).get_charmap())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.plotting import COLORS, GREY, LINE_STYLES, epoch_axis, figure_file, mark_learning_rates
+from pipeline.plotting import COLORS, GREY, LINE_STYLES, epoch_axis, figure_file, legible, mark_learning_rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +83,10 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, title: str, 
         axes.set_title(title, fontsize=10)
         if len(classes) <= CLASSES_WITH_NAMES:
             ticks = range(len(classes))
-            axes.set_xticks(ticks, classes, rotation=0 if len(classes) <= 3 else 90)
-            axes.set_yticks(ticks, classes)
+            # Dollar signs in the name of a class are no formula.
+            names = [legible(name).replace("$", r"\$") for name in classes]
+            axes.set_xticks(ticks, names, rotation=0 if len(classes) <= 3 else 90)
+            axes.set_yticks(ticks, names)
         if len(classes) <= CLASSES_WITH_COUNTS:
             for (row, column), count in np.ndenumerate(counts):
                 share = shares[row, column]
@@ -101,7 +103,7 @@ def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="0.500  chance")
         _draw(axes, lines, note="area under the curve")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, **_unit_square())
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=legible(title), **_unit_square())
 
 
 def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, path: Path) -> None:
@@ -110,7 +112,7 @@ def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, pa
         axes = figure.subplots()
         axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=f"{prevalence:.3f}  chance")
         _draw(axes, lines, note="average precision")
-        axes.set(xlabel="recall", ylabel="precision", title=title, **_unit_square())
+        axes.set(xlabel="recall", ylabel="precision", title=legible(title), **_unit_square())
 
 
 def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, path: Path) -> None:

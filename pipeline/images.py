@@ -51,9 +51,8 @@ TURNS = {
 Item = TypeVar("Item")
 
 # What Pillow raises for damaged files, beyond what it documents.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, ZeroDivisionError,
-              struct.error, OverflowError, Image.DecompressionBombError,
-              Image.DecompressionBombWarning)  # fmt: skip
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError,
+              ArithmeticError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
 
 # More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself.
 warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -11,6 +11,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.plotting import legible
+
 COLUMNS = 3
 CELL_WIDTH, CELL_HEIGHT = 4.4, 1.55
 TITLE_HEIGHT, HEADING_HEIGHT = 0.62, 0.42
@@ -38,7 +40,7 @@ def draw(sections: Mapping[str, Sequence[Cell]], *, title: str, subtitle: str, p
         place.text(0.15, 0.38, subtitle, size=9.5, color=FAINT)
         top = TITLE_HEIGHT
         for heading, cells in sections.items():
-            place.text(0.15, top + 0.13, heading, size=12, weight="bold", color=INK)
+            place.text(0.15, top + 0.13, legible(heading), size=12, weight="bold", color=INK)
             top += HEADING_HEIGHT
             for position, cell in enumerate(cells):
                 row, column = divmod(position, COLUMNS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,34 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.pad_inches": 0.12,
 }
+
+
+def legible(text: str) -> str:
+    r"""Return text as the plots' font can show it: composed Unicode, what it has no letter for escaped, as in \uace0.
+
+    Another font for those letters would be one of the machine's, and the bytes of a plot the machine's too.
+    """
+    known = glyphs()
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(
+        letter if letter.isprintable() and ord(letter) in known else letter.encode("unicode_escape").decode()
+        for letter in composed
+    )
+
+
+def font_file() -> Path:
+    """Return the font of all plots, which Matplotlib ships."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+@functools.cache
+def glyphs() -> frozenset[int]:
+    """Return the code points that the plots' font has letters for."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(font_file())).get_charmap())
 
 
 @contextmanager

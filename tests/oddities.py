@@ -31,7 +31,7 @@ class Outcome:
 def picture(kind: int, number: int, *, size: tuple[int, int] = (72, 64)) -> Image.Image:
     """Return photograph ``number`` of a class, RGB: a circle, square, triangle or ring in its color."""
     rng = np.random.default_rng([kind, number])
-    background = Image.fromarray(rng.integers(40, 200, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    background = Image.fromarray(rng.integers(40, 200, (5, 6, 3), dtype=np.uint8)).resize(size)
     pen = ImageDraw.Draw(background)
     radius = int(rng.integers(12, 20))
     x, y = int(rng.integers(radius, size[0] - radius)), int(rng.integers(radius, size[1] - radius))
@@ -75,7 +75,8 @@ def odd_names(root: Path, *, each: int = 16) -> Outcome:
         f"{CAT}/no ending": 108,
     }
     for name, number in more.items():
-        save(picture(0, number), root / name, format="JPEG" if name.lower().endswith("g") and "png" not in name else "PNG")
+        ending = name.lower().rpartition(".")[2]
+        save(picture(0, number), root / name, format="JPEG" if ending in ("jpg", "jpeg") else "PNG")
         found.used[name] = "고양이"
     (root / "big dog" / "linked.png").symlink_to("00.png")
     found.used["big dog/linked.png"] = "big dog"

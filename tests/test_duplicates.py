@@ -89,7 +89,7 @@ def test_a_cluster_keeps_its_name_in_another_order():
     assert dict(zip(shuffled, duplicates.cluster_names(shuffled, hashes[order], given[order]), strict=True)) == names
 
 
-# --- quality -----------------------------------------------------------------------------------------------------------
+# --- quality ---------------------------------------------------------------------------------------------------------
 
 
 def described(number: int, label: str = "a", **changes):
@@ -127,12 +127,13 @@ def test_equal_images_are_no_outliers():
     assert found == quality.Suspects()
 
 
-# --- the page ----------------------------------------------------------------------------------------------------------
+# --- the page --------------------------------------------------------------------------------------------------------
 
 
 def draw(path, headings=("cat", "고양이 $x$")):
     rng = np.random.default_rng(0)
-    pictures = [contact_sheet.Picture(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), f"{'n' * 50}{i}") for i in range(9)]
+    arrays = rng.integers(0, 256, (9, 20, 30, 3), dtype=np.uint8)
+    pictures = [contact_sheet.Picture(array, f"{'n' * 50}{number}") for number, array in enumerate(arrays)]
     sections = [contact_sheet.Section(name, [contact_sheet.Strip(name, pictures)] * 3) for name in headings]
     contact_sheet.draw(sections, title="Title", subtitle="", side=30, width=400, path=path)
     return path.read_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import figures, training_curves
+from pipeline import figures, plotting, training_curves
 
 HISTORY = {
     "loss": [0.7, 0.5, 0.4, 0.35],
@@ -105,3 +105,11 @@ def test_settings_of_matplotlib_are_left_as_they_were(tmp_path):
 def test_methods_have_distinct_lines_up_to_four_times_the_number_of_colors():
     styles = [figures._line_style(place) for place in range(1, 4 * len(figures.COLORS))]
     assert len({(style["color"], style["linestyle"]) for style in styles}) == len(styles)
+
+
+def test_classes_of_any_script_are_drawn_without_a_letter_missing(tmp_path):
+    """A missing letter would be a warning, and so an error here."""
+    names = ["고양이", "dog $x$", "Käfer"]
+    figures.confusion_matrix(np.eye(3, dtype=int), names, title="x", path=tmp_path / "matrix.png")
+    assert plotting.legible("고 é") == "\\uace0 é"
+    assert plotting.legible("e\u0301") == "é"

@@ -176,7 +176,7 @@ def test_a_table_that_leaves_an_image_open_is_refused(images, text, message):
         ({"pattern": "("}, r"dataset.groups.pattern must be a regular expression \(missing"),
         ({"pattern": "p1"}, "must be a regular expression with a capture group"),
         ({"csv": "a.csv"}, "must be given csv and column together"),
-        ({"pattern": "(a)", "csv": "a.csv", "column": "b"}, "must be at most one of pattern, csv with column, and module"),
+        ({"pattern": "(a)", "csv": "a.csv", "column": "b"}, "must be at most one of pattern, csv with column"),
         ({"module": True}, "without groups.module unless source is elpv"),
     ],
 )
@@ -185,7 +185,7 @@ def test_groups_that_cannot_be_meant_are_refused_before_anything_is_read(groups,
         given(groups=groups)
 
 
-# --- tracking ----------------------------------------------------------------------------------------------------------
+# --- tracking --------------------------------------------------------------------------------------------------------
 
 
 def git(*command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import time
 
@@ -99,7 +100,8 @@ def test_inspection_of_a_sound_file_has_no_problem(tmp_path):
     path = tmp_path / "sound.png"
     pattern().save(path)
     found = images.inspect(path)
-    assert (found.width, found.height, found.mode, found.frames, found.turned, found.problem) == (60, 40, "RGB", 1, False, "")
+    facts = (found.width, found.height, found.mode, found.frames, found.turned, found.problem)
+    assert facts == (60, 40, "RGB", 1, False, "")
     assert found.thumbnail.shape == (32, 32)
     assert abs(found.thumbnail.mean() - np.asarray(pattern().convert("L")).mean()) < 2
 
@@ -143,7 +145,8 @@ def test_every_exif_orientation_is_turned_upright_once(tmp_path, orientation, fo
     """The stored image is the upright one, turned back: what is read must be the upright one again."""
     upright = np.zeros((24, 32, 3), dtype=np.uint8)
     upright[:12, :16], upright[:12, 16:], upright[12:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-    back = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+    quarter, other = Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270
+    back = {quarter: other, other: quarter}
     stored = Image.fromarray(upright)
     if orientation in images.TURNS:
         turn = images.TURNS[orientation]
@@ -268,3 +271,32 @@ def test_brightness_and_contrast_stay_within_their_bounds():
         drawn = images.augment(middle, seed=0, sha256="aa", view=view, params=contrast)
         assert 0.69 < drawn.std() / middle.std() < 1.31
         assert abs(drawn.mean() - middle.mean()) < 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_files_of_every_format_are_read_or_refused_alike_by_inspection_and_loading(tmp_path):
+    """What inspection lets pass, training reads; nothing else is raised; and no reason names this machine."""
+    rng, file = random.Random(0), tmp_path / "damaged"
+    image = pattern(24, 24)
+    turned = image.getexif()
+    turned[0x0112] = 6
+    whole = [encoded(image, format) for format in images.FORMATS if format != "DIB"]
+    whole += [encoded(image, format, exif=turned) for format in ("JPEG", "PNG", "TIFF", "WEBP")]
+    whole += [encoded(image.quantize(8), "PNG", transparency=1), encoded(image.convert("CMYK"), "JPEG")]
+    outcomes = set()
+    for number in range(600):
+        content = bytearray(whole[number % len(whole)])
+        for _ in range(rng.choice((1, 2, 10))):
+            place = rng.randrange(rng.choice((min(60, len(content)), len(content))))
+            content[place : place + rng.choice((1, 1, 20))] = rng.randbytes(rng.choice((1, 1, 10)))
+        file.write_bytes(content)
+        found = images.inspect(file)
+        outcomes.add(bool(found.problem))
+        assert str(tmp_path) not in found.problem
+        assert " at 0x" not in found.problem
+        if found.problem:
+            with pytest.raises(images.ImageError):
+                images.load(file, size=8, params=CROP)
+        else:
+            assert images.load(file, size=8, params=CROP).shape == (8, 8, 3)
+    assert outcomes == {True, False}

@@ -30,10 +30,11 @@ class Case(NamedTuple):
 
 
 NO_GROUPS = {"pattern": None, "csv": None, "column": None, "module": False}
+PATIENTS = NO_GROUPS | {"csv": "patients.csv", "column": "patient"}
 CASES = {
     "names": Case(oddities.odd_names, "고양이", {}),
     "formats": Case(oddities.odd_formats, None, {}),
-    "contents": Case(oddities.odd_contents, "ill", {"groups": NO_GROUPS | {"csv": "patients.csv", "column": "patient"}}),
+    "contents": Case(oddities.odd_contents, "ill", {"groups": PATIENTS}),
 }
 
 

@@ -63,6 +63,7 @@ def test_names_must_be_text(values):
 
 def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    values["dataset"] |= {"source": "folder", "path": "images"}
     schema.check_against_results(values)
     rows = [
         {"path": f"{split}/{label}/1.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": "0"}
@@ -98,6 +99,38 @@ def test_a_stage_may_declare_all_of_a_block_or_the_keys_it_reads(values):
         alone.value("head.backbones")
     with pytest.raises(ParamsError, match=f"{keys[0]} is not among the keys"):
         params.Params(values, keys[1:]).block("head", training.HeadParams)
+
+
+def test_the_positive_class_is_checked_against_the_class_folders_before_anything_is_read(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match="must name one of the two classes, received 'dog'. Choose from: def"):
+        schema.check_against_results({**values, "selection": {**values["selection"], "positive_class": "dog"}})
+    values["dataset"] |= {"source": "folder", "path": "images"}
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        (tmp_path / "images" / label / "1.png").write_bytes(b"")
+    (tmp_path / "images" / "empty").mkdir()
+    with pytest.raises(ParamsError, match="must name one of the two classes, received 'defective'. Choose from: cat"):
+        schema.check_against_results(values)
+    values["selection"]["positive_class"] = "dog"
+    schema.check_against_results(values)
+    (tmp_path / "images" / "empty" / "2.png").write_bytes(b"")
+    values["selection"]["positive_class"] = "defective"
+    with pytest.raises(ParamsError, match=r"must be null when there are 3 classes \(cat, dog, empty\), received 'def"):
+        schema.check_against_results(values)
+
+
+def test_the_split_of_other_images_stops_no_stage_that_makes_the_new_one(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"path": f"{split}/{label}/1.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": "0"}
+        for split in artifacts.PARTS
+        for label in ("old", "older")
+    ]
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    schema.check_against_results(values, split=False)
+    with pytest.raises(ParamsError, match="Choose from: old, older"):
+        schema.check_against_results(values)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_subset_keeps_the_proportions():
     assert kept == sorted(set(kept))
 
 
-# --- groups, near duplicates, predefined parts -------------------------------------------------------------------------
+# --- groups, near duplicates, predefined parts -----------------------------------------------------------------------
 
 
 @st.composite
@@ -193,7 +193,8 @@ def test_pairs_of_near_duplicates_reach_every_part_in_proportion():
 
 
 def test_a_cluster_above_one_percent_is_too_large_for_a_group():
-    images = [image(number, "ab"[number % 2], near="large" if number < 21 else "small" if number < 41 else "") for number in range(2000)]  # fmt: skip
+    names = ["large"] * 21 + ["small"] * 20 + [""] * 1959
+    images = [image(number, "ab"[number % 2], near=name) for number, name in enumerate(names)]
     assert splits.clusters(images) == ({"small"}, {"large"})
     # In a small data set one percent is no image at all.
     assert splits.clusters(images[25:65]) == (set(), {"small"})
@@ -250,7 +251,7 @@ def test_a_thousand_classes_of_three_images_reach_every_part():
     assert splits.missing_classes(images, parts) == []
 
 
-# --- adding images -----------------------------------------------------------------------------------------------------
+# --- adding images ---------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
