@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, metrics, provenance, seeds
-from pipeline.classifiers import family, search
+from pipeline import artifacts, metrics, provenance, seeds, watchdog
+from pipeline.classifiers import family, proposals, search
 from pipeline.params import Params
-from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
+from pipeline.progress import Log, say
 
 READS = ("seed", "compute.threads", "selection", "classifiers.{classifier}")
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
@@ -28,6 +26,11 @@ OUTPUTS = ("results/runs/{backbone}-{classifier}",)
 # Finished candidates of a sweep that was killed. Models always come from here, so a resumed sweep ends in the bytes of
 # an undisturbed one.
 CACHE = Path(".cache/sweeps")
+
+TOO_SLOW = (
+    "Finished candidates are kept, and the next `dvc repro` goes on from them. Make the candidate cheaper (params.yaml: "
+    f"classifiers.{{classifier}}) or allow more than {{timeout:g}} s ({watchdog.CANDIDATE_TIMEOUT} in the environment)."
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,7 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     module = family.find(classifier)
     features = artifacts.FEATURES / backbone
     inputs = _digests(features)
-    fitted = {name: value for name, value in params.declared().items() if name != "selection"}  # chooses, fits nothing
-    key = [fitted, inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
+    key = [_fitted(params, classifier), inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
     cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
     data = _read(features)
     candidates, validation, selected = _search(params, module, data, cache=cache, log=log)
@@ -71,6 +73,12 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
         # How images became features, for whoever predicts with this run later.
         shutil.copyfile(features / "meta.json", directory / "features.json")
     _discard(cache.parent)
+
+
+def _fitted(params: Params, classifier: str) -> dict[str, Any]:
+    """Return the declared values that decide what is fitted: `selection` does if a search learns from its scores."""
+    learns = params.value(f"classifiers.{classifier}.search") == "tpe"
+    return {name: value for name, value in params.declared().items() if learns or name != "selection"}
 
 
 def _discard(directory: Path) -> None:
@@ -104,20 +112,27 @@ def _search(
     selection = params.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(data.classes, selection)
     seed = seeds.child_seed(params.value("seed"), "classifiers", classifier)
-    points = search.candidates(block, seed=seed)
+    timeout = watchdog.candidate_timeout()
+    proposed = proposals.Proposals(
+        block, seed=seed, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER
+    )
     task = family.Task(
         data.train, data.validation, n_classes=len(data.classes), seed=seed, threads=params.value("compute.threads")
     )
     fitter = module.Fitter(task, block)
     labels = data.validation[1]
-    candidates, validation = [], []
-    for index, point in enumerate(points):
-        label = f"candidate {index + 1}/{len(points)}, {point.name}"
+    candidates, validation, scores = [], [], []
+    points: list[dict[str, Any]] = []
+    for index in range(len(proposed)):
+        point = proposed.after(scores)
+        points.append(point.parameters)
+        label = f"candidate {index + 1}/{len(proposed)}, {point.name}"
         started = time.monotonic()
-        with _heartbeat(label):
+        advice = TOO_SLOW.format(classifier=classifier, timeout=timeout)
+        with watchdog.watched(f"{classifier}: {label}", timeout=timeout, advice=advice):
             if not (cache / str(index)).is_dir():
                 # Always from the cache, so that an undisturbed sweep and a resumed one begin at the same numbers.
-                start = fitter.start([each.parameters for each in points], index)
+                start = fitter.start(points, index)
                 begin = None if start is None else module.load(_model(cache, start))
                 _keep(cache / str(index), point, fitter.fit(point.parameters, begin))
             candidate, probabilities = _kept(cache / str(index))
@@ -127,6 +142,7 @@ def _search(
         say(f"{label}: validation {selection.metric} {score:.4f}{state}, {time.monotonic() - started:.1f} s")
         candidates.append(candidate)
         validation.append(probabilities)
+        scores.append(score)
     selected = metrics.select(np.stack(validation), labels, metric=selection.metric, positive=positive)
     say(f"selected {candidates[selected].name}")
     return candidates, np.stack(validation), selected
@@ -165,21 +181,3 @@ def _cost(model: family.Model, files: Path, network: Mapping[str, int]) -> artif
         model_bytes=network["bytes"] + sum(file.stat().st_size for file in files.iterdir()),
         multiply_adds=network["multiply_adds"] + multiply_adds,
     )
-
-
-@contextlib.contextmanager
-def _heartbeat(label: str) -> Iterator[None]:
-    """Say every few seconds that one long fit goes on: most families cannot report from within."""
-    started, done = time.monotonic(), threading.Event()
-
-    def beat() -> None:
-        while not done.wait(SECONDS_BETWEEN_LINES):
-            print(f"{label}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
