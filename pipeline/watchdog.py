@@ -7,6 +7,7 @@ too long is not skipped: it stops the stage, and whoever set the limit decides w
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ from pipeline.errors import BakeoffError
 CANDIDATE_TIMEOUT = "BAKEOFF_CANDIDATE_TIMEOUT"
 DEFAULT_SECONDS = 3600.0
 STATUS = 124  # as of the command `timeout`
+GRACE = 10.0  # seconds for a thread to end the process; native code that never lets one run is ended without words
 
 
 class TimeoutSettingError(BakeoffError):
@@ -65,8 +67,11 @@ def watched(label: str, *, timeout: float = math.inf, advice: str = "") -> Itera
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
+    if timeout < threading.TIMEOUT_MAX / 2:
+        faulthandler.dump_traceback_later(timeout + GRACE, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         done.set()
         thread.join()

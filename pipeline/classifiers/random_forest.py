@@ -69,7 +69,9 @@ class Fitter(family.Fitter):
         forest = self._forest(parameters)
         count = parameters["n_estimators"]
         if len(getattr(forest, "estimators_", [])) < count:
-            weights = family.sample_weights(prepared.labels, parameters["class_weight"])
+            # Even equal weights change which images scikit-learn draws for a tree.
+            balanced = parameters["class_weight"] is not None
+            weights = family.sample_weights(prepared.labels, "balanced") if balanced else None
             forest.set_params(n_estimators=count).fit(prepared.features, prepared.labels, sample_weight=weights)
         model = Model(prepared.preparation, Trees.of([_tree(each) for each in forest.estimators_[:count]]))
         return family.Fit(model, model.predict_proba(self.task.validation[0]))
