@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import measure, rows
 from benchmarks.rows import Row
 from pipeline import artifacts, metrics, params, seeds
-from pipeline.classifiers import family, rbf_svm, search
+from pipeline.classifiers import family, search, sigmoid
 from pipeline.provenance import ROOT
 
 
@@ -103,7 +103,7 @@ def _plain_rbf_svm(point: dict[str, Any], problem: Problem) -> Any:
     from sklearn.utils.class_weight import compute_sample_weight
 
     # Shuffled folds and weighted sigmoids as in ours: neither takes time, and without them the models are others.
-    folds = StratifiedKFold(rbf_svm.FOLDS, shuffle=True, random_state=problem.seed("rbf_svm"))
+    folds = StratifiedKFold(sigmoid.FOLDS, shuffle=True, random_state=problem.seed("rbf_svm"))
     machine = CalibratedClassifierCV(SVC(C=point["C"], gamma=point["gamma"]), cv=folds, ensemble=False)
     weights = compute_sample_weight(point["class_weight"], problem.train[1])
     pipeline = _scaled(point, machine)

@@ -25,7 +25,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
-    ("networks", "plotting"),
+    ("networks", "plotting", "watchdog"),
     (
         *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
         *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from pipeline import artifacts, metrics
+from pipeline import artifacts, metrics, watchdog
 from pipeline.classifiers import logistic_regression, table
 from pipeline.params import Params, ParamsError
 from pipeline.progress import NoLog
@@ -25,15 +26,40 @@ BLOCKS = {
         "search": "grid", "trees": 5, "patience": 2,
         "grid": {"depth": [2], "learning_rate": [0.3], "l2_leaf_reg": [3.0], "feature_fraction": [0.5], **ONE},
     },
+    "gradient_boosting": {
+        "search": "grid", "trees": 5, "patience": 2,
+        "grid": {
+            "max_leaf_nodes": [4], "learning_rate": [0.3], "max_features": [0.5], "min_samples_leaf": [5],
+            "l2_regularization": [0.0], **ONE,
+        },
+    },
+    "k_nearest_neighbors": {
+        "search": "grid", "grid": {"n_neighbors": [3, 9], "metric": ["cosine"], "weights": ["distance"], **ONE},
+    },
     "lightgbm": {
         "search": "grid", "trees": 5, "patience": 2,
         "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.5], "min_data_in_leaf": [5], **ONE},
     },
+    "linear_svm": {"search": "grid", "grid": {"C": [0.01, 0.1], **ONE}},
     "logistic_regression": {"search": "grid", "grid": {"C": [0.0001, 0.1, 1.0], **ONE}},
+    "random_forest": {
+        "search": "grid", "grid": {"n_estimators": [5, 9], "max_features": [0.3], "min_samples_leaf": [2], **ONE},
+    },
     "rbf_svm": {
         "search": "grid", "exact_up_to": 10_000, "components": 50,
         "grid": {"C": [1.0], "gamma": ["scale"], **ONE},
     },
+    "xgboost": {
+        "search": "grid", "trees": 5, "patience": 2,
+        "grid": {
+            "max_depth": [2], "learning_rate": [0.3], "feature_fraction": [0.5], "min_child_weight": [1.0],
+            "reg_lambda": [1.0], **ONE,
+        },
+    },
+}  # fmt: skip
+TPE = {
+    "search": "tpe", "candidates": 14,
+    "grid": {"C": {"low": 0.0001, "high": 100.0, "log": True}, "scale": ["standard"], "class_weight": [None]},
 }  # fmt: skip
 VALUES = {
     "seed": 0,
@@ -224,7 +250,7 @@ def interrupted(*args, **kwargs):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_changes_no_byte_but_the_parameter(project, monkeypatch, threads):
-    for classifier in ("logistic_regression", "rbf_svm"):
+    for classifier in ("k_nearest_neighbors", "linear_svm", "logistic_regression", "random_forest", "rbf_svm"):
         directory = project / f"results/runs/tiny-{classifier}"
         monkeypatch.setitem(VALUES, "compute", {"threads": 3, "batch_size": 16})
         run(classifier)
@@ -268,19 +294,83 @@ def test_a_sweep_imports_neither_tensorflow_nor_mlflow_nor_the_table_of_families
         "from tests.test_sweep import BLOCKS, run\n"
         "sys.modules.pop('pipeline.classifiers.table')  # this test module imports it\n"
         "[run(classifier) for classifier in BLOCKS]\n"
-        "unwanted = {'tensorflow', 'keras', 'mlflow', 'openvino', 'pipeline.classifiers.table'}\n"
+        "unwanted = {'tensorflow', 'keras', 'mlflow', 'openvino', 'optuna', 'pipeline.classifiers.table'}\n"
         "print('imported', sorted(unwanted & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "imported []"
 
 
-def test_a_long_fit_is_not_silent(capfd, monkeypatch):
-    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LINES", 0.01)
-    with sweep._heartbeat("candidate 1/1, C=1"):
-        deadline = sweep.time.monotonic() + 5
-        text = ""
-        while not text and sweep.time.monotonic() < deadline:
-            sweep.time.sleep(0.01)
-            text = capfd.readouterr().err
-    assert text.startswith("candidate 1/1, C=1: 0 s\n")
+def test_a_tpe_search_killed_and_resumed_proposes_the_same_points_and_ends_in_the_same_bytes(project, monkeypatch):
+    monkeypatch.setitem(VALUES["classifiers"], "logistic_regression", TPE)
+    run()
+    undisturbed = contents(RUN)
+    record = artifacts.read_record(RUN / "record.json")
+    assert len({candidate.name for candidate in record.candidates}) == 14
+    shutil.rmtree(RUN)
+    fit, fitted = logistic_regression.Fitter.fit, []
+
+    def killed(self, parameters, start=None):
+        if len(fitted) in (4, 12):  # among the draws, and among what was learned
+            fitted.append(None)
+            raise KeyboardInterrupt
+        fitted.append(parameters["C"])
+        return fit(self, parameters, start)
+
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    run()
+    assert [C for C in fitted if C] == [candidate.parameters["C"] for candidate in record.candidates]
+    assert contents(RUN) == undisturbed
+
+
+def test_another_selection_metric_begins_a_tpe_search_anew(project, monkeypatch):
+    monkeypatch.setitem(VALUES["classifiers"], "logistic_regression", {**TPE, "candidates": 2})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metrics, "select", interrupted)
+        run()
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", interrupted)
+    monkeypatch.setitem(VALUES, "selection", {"metric": "log_loss", "positive_class": "malignant"})
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
+def test_a_candidate_that_takes_too_long_stops_the_sweep_and_the_next_one_goes_on_from_those_before(project):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from pipeline.classifiers import logistic_regression; from tests.test_sweep import run\n"
+        "fit = logistic_regression.Fitter.fit\n"
+        "slow = sys.argv[2] == 'slow'\n"
+        "def maybe_slow(self, parameters, start=None):\n"
+        "    print('fits', parameters['C'], flush=True)\n"
+        "    while slow and parameters['C'] == 1.0: fit(self, parameters, start)\n"
+        "    return fit(self, parameters, start)\n"
+        "logistic_regression.Fitter.fit = maybe_slow\n"
+        "run()"
+    )
+
+    def sweep_with(limit: str, how: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, watchdog.CANDIDATE_TIMEOUT: limit}
+        command = [sys.executable, "-c", code, str(ROOT), how]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    stopped = sweep_with("3", "slow")
+    assert stopped.returncode == watchdog.STATUS, stopped.stderr
+    assert "error: logistic_regression: candidate 3/3, C=1: stopped after 3 s." in stopped.stderr
+    assert "classifiers.logistic_regression" in stopped.stderr and watchdog.CANDIDATE_TIMEOUT in stopped.stderr
+    assert not RUN.exists()
+    resumed = sweep_with("60", "fast")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line for line in resumed.stdout.splitlines() if line.startswith("fits")] == ["fits 1.0"]
+    after_stop = contents(RUN)
+    run()
+    assert contents(RUN) == after_stop
+
+
+def test_a_bad_time_limit_is_an_error_before_anything_is_fitted(project, monkeypatch):
+    monkeypatch.setattr(logistic_regression.Fitter, "fit", interrupted)
+    monkeypatch.setenv(watchdog.CANDIDATE_TIMEOUT, "soon")
+    with pytest.raises(watchdog.TimeoutSettingError, match="received 'soon'"):
+        run()

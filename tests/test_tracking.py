@@ -298,9 +298,11 @@ def test_a_models_requirements_are_what_its_code_imports(project: Path, family: 
     wanted = {line.partition("==")[0].lower() for line in models.requirements(method(Run("lite0", family, "sweep")))}
     assert {"mlflow", "numpy", "openvino", "pandas", "pillow", "keras"} <= wanted
     assert wanted & {"tensorflow", "tensorflow-cpu"}
-    assert ("scipy" in wanted) == (family in ("logistic_regression", "rbf_svm"))
-    assert {name for name in ("lightgbm", "catboost") if name in wanted} == {family} & {"lightgbm", "catboost"}
-    assert not wanted & {"dvc", "pytest", "xgboost", "joblib"}
+    of_scipy = {"gradient_boosting", "linear_svm", "logistic_regression", "rbf_svm"}
+    assert ("scipy" in wanted) == (family in of_scipy)
+    boosters = {"lightgbm": "lightgbm", "catboost": "catboost", "xgboost": "xgboost", "xgboost-cpu": "xgboost"}
+    assert {boosters[name] for name in wanted & boosters.keys()} == {family} & {*boosters.values()}
+    assert not wanted & {"dvc", "pytest", "optuna", "joblib"}
 
 
 def test_repeats_and_calibration_are_metrics_of_the_method_and_series_have_names_of_their_own(project: Path) -> None:

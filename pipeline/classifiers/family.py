@@ -24,6 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PREPARATION_FILE = "preparation.npz"
 ROWS_AT_ONCE = 512  # rows of a block; with the bound below, whatever the number of threads
 MOST_BLOCKS = 64
+# Far above what any network gives; the square of more, summed over a wide network, leaves the range of float32.
+LARGEST_FEATURE = 1e15
 
 
 class ClassifierError(BakeoffError):
@@ -150,10 +152,12 @@ class Task:
     """What all candidates of one sweep are fitted to, prepared once, and the threads they may use.
 
     ``seed``: of everything that a family draws. ``threads``: at most so many at once; with `map`, results do not
-    depend on it.
+    depend on it. Raises ClassifierError for features that are not finite or above `LARGEST_FEATURE` in size.
     """
 
     def __init__(self, train: Examples, validation: Examples, *, n_classes: int, seed: int, threads: int):
+        _require_usable("training", train[0])
+        _require_usable("validation", validation[0])
         self.train, self.validation = train, validation
         self.n_classes, self.seed, self.threads = n_classes, seed, threads
         self._prepared: dict[str | None, Prepared] = {}
@@ -207,11 +211,13 @@ class Fitter:
         raise NotImplementedError
 
 
-def fit_all(fitter: Fitter, points: Sequence[dict[str, Any]]) -> Iterator[Fit]:
-    """Yield the fit of every candidate, in order."""
+def fit_all(fitter: Fitter, points: Iterable[dict[str, Any]]) -> Iterator[Fit]:
+    """Yield the fit of every candidate, in order; a point is taken when the fit before it has been yielded."""
     models: list[Model] = []
+    taken: list[dict[str, Any]] = []
     for index, parameters in enumerate(points):
-        start = fitter.start(points, index)
+        taken.append(parameters)
+        start = fitter.start(taken, index)
         fit = fitter.fit(parameters, None if start is None else models[start])
         models.append(fit.model)
         yield fit
@@ -246,6 +252,17 @@ def sample_weights(labels: np.ndarray, class_weight: Literal["balanced"] | None)
         return np.ones(len(labels))
     _, position, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return len(labels) / (len(counts) * counts[position])
+
+
+def _require_usable(part: str, features: np.ndarray) -> None:
+    low, high = features.min(), features.max()  # NaN if there is one
+    if not (low >= -LARGEST_FEATURE and high <= LARGEST_FEATURE):
+        unusable = ~(np.abs(features) <= LARGEST_FEATURE)
+        row, column = (int(each[0]) for each in np.nonzero(unusable))
+        raise ClassifierError(
+            f"features of {part} must be finite and at most {LARGEST_FEATURE:g} in size, received "
+            f"{features[row, column]} as feature {column} of image {row}, counted from 0 ({int(unusable.sum())} such)"
+        )
 
 
 def find(name: str) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,18 +67,13 @@ class Fitter(family.Fitter):
         self._solvers: dict[str | None, tuple[newton.Solver, np.ndarray]] = {}
 
     def start(self, points: Sequence[dict[str, Any]], index: int) -> int | None:
-        """Return the candidate of the same scaling and class weights whose ``C`` is nearest, on a logarithmic scale."""
-        own = points[index]
-        same = [
-            other
-            for other in range(index)
-            if all(points[other][name] == own[name] for name in ("scale", "class_weight"))
-        ]
-        return min(same, key=lambda other: abs(math.log(points[other]["C"] / own["C"])), default=None)
+        return newton.nearest_on_path(points, index)
 
     def fit(self, parameters: dict[str, Any], start: Model | None = None) -> family.Fit:
         prepared = self.task.prepared(parameters["scale"])
-        solver, mean = self._solver(parameters["scale"])
+        if parameters["scale"] not in self._solvers:
+            self._solvers[parameters["scale"]] = newton.centered(self.task, parameters["scale"])
+        solver, mean = self._solvers[parameters["scale"]]
         weights = family.sample_weights(prepared.labels, parameters["class_weight"])
         loss = Binary(prepared.labels, weights) if prepared.k == 2 else Softmax(prepared.labels, weights)
         if start is None:
@@ -95,14 +89,6 @@ class Fitter(family.Fitter):
             converged=solution.converged,
             notes={"iterations": solution.steps},
         )
-
-    def _solver(self, scale: str | None) -> tuple[newton.Solver, np.ndarray]:
-        """Return the solver for one scaling, and what it takes off the features to make their means 0, (width,)."""
-        if scale not in self._solvers:
-            features = self.task.prepared(scale).features
-            mean = np.zeros(features.shape[1]) if scale else features.mean(axis=0, dtype=np.float64)
-            self._solvers[scale] = newton.Solver(self.task, features if scale else features - mean), mean
-        return self._solvers[scale]
 
 
 class Binary:

@@ -13,7 +13,8 @@ one factor lasts for the whole fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,6 +85,25 @@ class Solver:
                 return Solution(point.place[:-1], point.place[-1], step, converged)
             point = objective.along(point, direction)
         raise AssertionError("unreachable")
+
+
+def centered(task: family.Task, scale: str | None) -> tuple[Solver, np.ndarray]:
+    """Return the solver for a task's features under one scaling, and what it takes off them, (width,): their means."""
+    features = task.prepared(scale).features
+    if scale:
+        return Solver(task, features), np.zeros(features.shape[1])
+    mean = features.mean(axis=0, dtype=np.float64)
+    return Solver(task, features - mean), mean
+
+
+def nearest_on_path(points: Sequence[dict[str, Any]], index: int) -> int | None:
+    """Return the earlier candidate that is a good start: the one whose ``C`` is nearest, on a logarithmic scale.
+
+    Only those with the same values of everything else count.
+    """
+    own = {**points[index], "C": None}
+    same = [other for other in range(index) if {**points[other], "C": None} == own]
+    return min(same, key=lambda other: abs(math.log(points[other]["C"] / points[index]["C"])), default=None)
 
 
 @dataclass(frozen=True)

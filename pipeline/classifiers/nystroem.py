@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import seeds
-from pipeline.classifiers import family, newton
+from pipeline.classifiers import family, newton, squared_hinge
 
-MAX_ITERATIONS = 100
 SMALLEST_EIGENVALUE = 1e-10  # of the largest; what lies below is rounding
 
 
@@ -53,54 +52,19 @@ class Approximation:
         list(task.map(fill, family.blocks(n)))
         self._mean = mapped.mean(axis=0)
         mapped -= self._mean
-        self._mapped, self._solver = mapped, newton.Solver(task, mapped)
+        self._solver = newton.Solver(task, mapped)
 
     def train(
         self, labels: np.ndarray, weights: np.ndarray, held_out: list[np.ndarray], *, C: float
     ) -> Machine:
         """Train on all images, and once without each of ``held_out``, whose decisions are taken from there."""
-        k = int(labels.max()) + 1
-        positive = labels[:, None] == np.arange(k) if k > 2 else labels[:, None] == 1
-        signs = np.where(positive, 1.0, -1.0)
-        nothing = np.zeros((self._mapped.shape[1], signs.shape[1])), np.zeros(signs.shape[1])
-        whole = self._solve(signs, weights, *nothing, C=C)
-        decisions, converged = self._mapped @ whole.weights + whole.intercepts, whole.converged
-        for held in held_out:
-            without = weights.copy()
-            without[held] = 0
-            fold = self._solve(signs, without, whole.weights, whole.intercepts, C=C)
-            decisions[held] = self._mapped[held] @ fold.weights + fold.intercepts
-            converged = converged and fold.converged
+        machine = squared_hinge.train(self._solver, labels, weights, held_out, C=C)
         return Machine(
-            dual=(self._rotation @ whole.weights).T,
-            intercepts=whole.intercepts - self._mean @ whole.weights,
-            decisions=decisions,
-            converged=converged,
+            dual=(self._rotation @ machine.weights).T,
+            intercepts=machine.intercepts - self._mean @ machine.weights,
+            decisions=machine.decisions,
+            converged=machine.converged,
         )
-
-    def _solve(
-        self, signs: np.ndarray, weights: np.ndarray, start: np.ndarray, intercepts: np.ndarray, *, C: float
-    ) -> newton.Solution:
-        loss = SquaredHinge(signs, weights)
-        return self._solver.minimize(loss, start, intercepts, penalty=1 / C, max_steps=MAX_ITERATIONS)
-
-
-class SquaredHinge:
-    """weight * max(0, 1 - sign * score)^2, as in LIBLINEAR. ``signs`` (n, columns) of -1 and 1, ``weights`` (n,)."""
-
-    def __init__(self, signs: np.ndarray, weights: np.ndarray):
-        self._signs, self._weights, self.columns = signs, weights[:, None], signs.shape[1]
-
-    def at(self, scores: np.ndarray, rows: slice) -> tuple[float, np.ndarray, np.ndarray]:
-        signs, weights = self._signs[rows], self._weights[rows]
-        missing = np.maximum(0, 1 - signs * scores)
-        return float((weights * missing**2).sum()), -2 * weights * signs * missing, 2 * weights * (missing > 0)
-
-    def curvature_times(self, curvature: np.ndarray, scores: np.ndarray, rows: slice) -> np.ndarray:
-        return curvature * scores
-
-    def diagonal(self, curvature: np.ndarray, rows: slice) -> np.ndarray:
-        return curvature
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

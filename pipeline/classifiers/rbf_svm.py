@@ -19,7 +19,6 @@ from pipeline.classifiers import family, nystroem, search, sigmoid
 from pipeline.progress import say
 
 MODEL_FILE = "model.npz"
-FOLDS = 5
 TOLERANCE = 1e-3  # of LIBSVM's optimum, as in scikit-learn
 
 
@@ -117,10 +116,9 @@ def decide(kernel: np.ndarray, counts: np.ndarray, dual: np.ndarray, intercepts:
 class Fitter(family.Fitter):
     """One matrix of distances for all candidates, one kernel for all ``C``, class weights and folds.
 
-    The sigmoids are learned from decisions on training images that were held out, in up to five folds, fewer if a
-    class has fewer images. A class with a single image cannot be held out; then they are learned from the decisions on
-    the images trained on, and the note ``folds`` is 0. Weights count in the sigmoids too: balanced probabilities are
-    those of classes that are equally frequent, as in the other families.
+    The sigmoids are learned from decisions on training images that were held out (`sigmoid.folds`; the note ``folds``
+    says how many times). Weights count in them too: balanced probabilities are those of classes that are equally
+    frequent, as in the other families.
     """
 
     def __init__(self, task: family.Task, params: Params):
@@ -144,7 +142,7 @@ class Fitter(family.Fitter):
         gamma = parameters["gamma"]
         if gamma == "scale":
             gamma = 1 / (prepared.features.shape[1] * float(prepared.features.var(dtype=np.float64)))
-        held_out = _held_out(prepared.labels, seed=self.task.seed)
+        held_out = sigmoid.folds(prepared.labels, seed=self.task.seed)
         if self._approximate:
             return self._fit_approximate(parameters, prepared, gamma, weights, held_out)
         return self._fit_exact(parameters, prepared, gamma, weights, held_out)
@@ -212,17 +210,6 @@ class Fitter(family.Fitter):
         notes = {"approximation": "nystroem", "components": len(approximation.chosen), "folds": len(held_out)}
         validation = model.predict_proba(self.task.validation[0])
         return family.Fit(model, validation, converged=machine.converged, notes=notes)
-
-
-def _held_out(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
-    """Return the images of each fold; none if a class has a single image."""
-    from sklearn.model_selection import StratifiedKFold
-
-    folds = min(FOLDS, int(np.bincount(labels).min()))
-    if folds < 2:
-        return []
-    division = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    return [held for _, held in division.split(np.zeros(len(labels)), labels)]
 
 
 class _Distances:

@@ -1,4 +1,7 @@
-"""Which candidates a family tries: a grid or random draws, described in params.yaml and expanded to parameters."""
+"""Which candidates a family tries: what params.yaml says of a search, a grid's points and random draws.
+
+`proposals` makes of it one candidate after another, the next ones of a search that learns from the scores included.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,11 @@ Scale = Literal["standard", None]
 ClassWeight = Literal["balanced", None]
 
 MOST_CANDIDATES = 1000
+DRAWN_FIRST = 10  # candidates of a tpe search, before there is anything to learn from
 
 
 class Range(Block, Generic[T]):
-    """Every number in [low, high]; drawn evenly, or with ``log`` evenly in the exponent. For random search only."""
+    """Every number in [low, high]; drawn evenly, or with ``log`` evenly in the exponent. Not for a grid search."""
 
     low: T
     high: T
@@ -62,6 +66,10 @@ class Range(Block, Generic[T]):
             return int(generator.integers(low, high, endpoint=True))
         value = generator.uniform(low, high)
         value = math.exp(value) if self.log else value
+        return self.rounded(value, digits=digits)
+
+    def rounded(self, value: float, *, digits: int) -> int | float:
+        """Return the nearest number of the range with so many significant digits, or the nearest integer."""
         value = round(value) if isinstance(self.low, int) else float(f"{value:.{digits}g}")
         return min(max(value, self.low), self.high)
 
@@ -106,7 +114,7 @@ class Search(Block):
 
     # In this order, because each is checked against those before it.
     grid: Grid
-    search: Literal["grid", "random"]
+    search: Literal["grid", "random", "tpe"]
     candidates: Annotated[int, pydantic.Field(ge=1, le=MOST_CANDIDATES)] | None = pydantic.Field(
         default=None, validate_default=True
     )
@@ -115,12 +123,12 @@ class Search(Block):
     @classmethod
     def _fits_grid(cls, search: str, info: pydantic.ValidationInfo) -> str:
         if search == "grid" and "grid" in info.data:
-            dimensions = _dimensions(info.data["grid"])
-            ranges = [name for name, values in dimensions.items() if isinstance(values, Range)]
+            varied = dimensions(info.data["grid"])
+            ranges = [name for name, values in varied.items() if isinstance(values, Range)]
             if ranges:
-                raise ValueError(f"random when the grid holds a range ({', '.join(ranges)})")
-            if _size(dimensions) > MOST_CANDIDATES:
-                raise ValueError(f"random when there are more than {MOST_CANDIDATES} combinations")
+                raise ValueError(f"random or tpe when the grid holds a range ({', '.join(ranges)})")
+            if _size(varied) > MOST_CANDIDATES:
+                raise ValueError(f"random or tpe when there are more than {MOST_CANDIDATES} combinations")
         return search
 
     @pydantic.field_validator("candidates")
@@ -129,10 +137,10 @@ class Search(Block):
         search, grid = info.data.get("search"), info.data.get("grid")
         if search == "grid" and candidates is not None:
             raise ValueError("left out when search is grid, which tries every combination")
-        if search == "random" and candidates is None:
-            raise ValueError("given when search is random: the number of draws")
-        if search == "random" and grid is not None and candidates > _size(_dimensions(grid)):
-            raise ValueError(f"at most {_size(_dimensions(grid)):.0f}, the number of combinations in the grid")
+        if search in ("random", "tpe") and candidates is None:
+            raise ValueError(f"given when search is {search}: the number of draws")
+        if search in ("random", "tpe") and grid is not None and candidates > _size(dimensions(grid)):
+            raise ValueError(f"at most {_size(dimensions(grid)):.0f}, the number of combinations in the grid")
         return candidates
 
 
@@ -144,22 +152,34 @@ class Candidate(NamedTuple):
 
 
 def candidates(params: Search, *, seed: int) -> list[Candidate]:
-    """Return the candidates of a search, all different.
+    """Return the candidates that a search knows before anything is fitted, all different; `proposals` finds the others.
 
     A grid varies its last parameter fastest. Random draws depend on ``seed`` only, and the first n do not change when
-    more are asked for.
+    more are asked for. A tpe search begins with the same draws.
     """
-    dimensions = _dimensions(params.grid)
+    varied = dimensions(params.grid)
     if params.search == "grid":
-        points = [dict(zip(dimensions, values, strict=True)) for values in itertools.product(*dimensions.values())]
+        points = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     else:
-        points = _draw(dimensions, params.candidates, seeds.generator(seed, "search"))
-    varying = [name for name in dimensions if len({point[name] for point in points}) > 1]
-    shown = varying or list(dimensions)
-    return [Candidate(", ".join(f"{name}={_text(point[name])}" for name in shown), point) for point in points]
+        known = params.candidates if params.search == "random" else min(params.candidates, DRAWN_FIRST)
+        points = draw(params, known, seed=seed)
+    return [candidate(params, point) for point in points]
 
 
-def _draw(dimensions: Mapping[str, Any], count: int, generator: np.random.Generator) -> list[dict[str, Any]]:
+def candidate(params: Search, point: dict[str, Any]) -> Candidate:
+    """Return a point with its name."""
+    varied = dimensions(params.grid)
+    varying = [name for name, values in varied.items() if isinstance(values, Range) or len(values) > 1]
+    shown = varying or list(varied)
+    return Candidate(", ".join(f"{name}={_text(point[name])}" for name in shown), point)
+
+
+def draw(params: Search, count: int, *, seed: int) -> list[dict[str, Any]]:
+    """Return ``count`` different random points, at most as many as there are."""
+    return _draw(dimensions(params.grid), count, seeds.generator(seed, "search"))
+
+
+def _draw(varied: Mapping[str, Any], count: int, generator: np.random.Generator) -> list[dict[str, Any]]:
     # Search has checked that `count` different points exist. Few digits make readable names; more are taken when a
     # point comes up again, so that a narrow range does not run out.
     found: dict[tuple[Any, ...], None] = {}
@@ -169,24 +189,25 @@ def _draw(dimensions: Mapping[str, Any], count: int, generator: np.random.Genera
             values.draw(generator, digits=digits)
             if isinstance(values, Range)
             else values[generator.integers(len(values))]
-            for values in dimensions.values()
+            for values in varied.values()
         )
         digits += point in found
         found.setdefault(point)
-    return [dict(zip(dimensions, point, strict=True)) for point in found]
+    return [dict(zip(varied, point, strict=True)) for point in found]
 
 
-def _dimensions(grid: Grid) -> dict[str, Any]:
+def dimensions(grid: Grid) -> dict[str, Any]:
+    """Return {parameter: its values, a list or a `Range`}."""
     # A family's own parameters first, as in params.yaml: they are what its candidates differ in.
     inherited = list(Grid.model_fields)
     own = [name for name in type(grid).model_fields if name not in inherited]
     return {name: getattr(grid, name) for name in own + inherited}
 
 
-def _size(dimensions: Mapping[str, Any]) -> float:
+def _size(varied: Mapping[str, Any]) -> float:
     """Return the number of different points; a range of floats counts as infinitely many."""
     size = 1.0
-    for values in dimensions.values():
+    for values in varied.values():
         if not isinstance(values, Range):
             size *= len(values)
         else:

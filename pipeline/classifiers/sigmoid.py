@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+FOLDS = 5
 MAX_STEPS = 100
+
+
+def folds(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
+    """Return the training images to hold out, int (m,) a fold, so that sigmoids are learned from honest decisions.
+
+    Up to `FOLDS`, stratified and shuffled, fewer if a class has fewer images. A class with a single image cannot be
+    held out: then none are, and the sigmoids have to be learned from decisions on the images trained on.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    count = min(FOLDS, int(np.bincount(labels).min()))
+    if count < 2:
+        return []
+    division = StratifiedKFold(count, shuffle=True, random_state=seed)
+    return [held for _, held in division.split(np.zeros(len(labels)), labels)]
 
 
 def fit(decisions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

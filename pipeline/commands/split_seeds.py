@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, datasets, inference, metrics, params, schema, seeds, splits
-from pipeline.classifiers import family, search
+from pipeline.classifiers import family, proposals, search
 from pipeline.errors import BakeoffError
 from pipeline.progress import progress, say
 
@@ -87,10 +87,15 @@ def _one(
     classes = sorted({image.label for image in images})
     labels = np.array([classes.index(image.label) for image in images])
     data = {part: (features[parts == part], labels[parts == part]) for part in artifacts.PARTS}
-    points, fits = _fit_all(given, module, name, data, len(classes), seed=seed)
-    validation = np.stack([fit.validation for fit in fits])
     selection = given.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(classes, selection)
+
+    def score(probabilities: np.ndarray) -> float:
+        return metrics.score(selection.metric, probabilities, data["validation"][1], positive=positive)
+
+    lower = selection.metric in metrics.LOWER_IS_BETTER
+    points, fits = _fit_all(given, module, name, data, len(classes), score, seed=seed, lower_is_better=lower)
+    validation = np.stack([fit.validation for fit in fits])
     best = metrics.select(validation, data["validation"][1], metric=selection.metric, positive=positive)
     test = fits[best].model.predict_proba(data["test"][0])
     return {
@@ -103,15 +108,28 @@ def _one(
 
 
 def _fit_all(
-    given: params.Params, module: ModuleType, name: str, data: dict, n_classes: int, *, seed: int
+    given: params.Params,
+    module: ModuleType,
+    name: str,
+    data: dict,
+    n_classes: int,
+    score: Callable[[np.ndarray], float],
+    *,
+    seed: int,
+    lower_is_better: bool,
 ) -> tuple[list[search.Candidate], list[family.Fit]]:
     block = given.block(f"classifiers.{name}", module.Params)
     fit_seed = seeds.child_seed(seed, "classifiers", name)
-    points = search.candidates(block, seed=fit_seed)
+    proposed = proposals.Proposals(block, seed=fit_seed, lower_is_better=lower_is_better)
     threads = given.block("compute", inference.ComputeParams).threads
     task = family.Task(data["train"], data["validation"], n_classes=n_classes, seed=fit_seed, threads=threads)
-    fits = family.fit_all(module.Fitter(task, block), [point.parameters for point in points])
-    return points, list(progress(fits, total=len(points), label=f"seed {seed}, {name}", unit="candidates"))
+    scores: list[float] = []
+    fits = []
+    one_by_one = family.fit_all(module.Fitter(task, block), proposed.points(scores))
+    for fit in progress(one_by_one, total=len(proposed), label=f"seed {seed}, {name}", unit="candidates"):
+        scores.append(score(fit.validation))
+        fits.append(fit)
+    return [proposed.after(scores[:index]) for index in range(len(fits))], fits
 
 
 def _summarize(name: str, accuracies: Sequence[float]) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, metrics, provenance, seeds
-from pipeline.classifiers import family, search
+from pipeline import artifacts, metrics, provenance, seeds, watchdog
+from pipeline.classifiers import family, proposals, search
 from pipeline.params import Params
-from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
+from pipeline.progress import Log, say
 
 READS = ("seed", "repeats", "compute.threads", "selection", "classifiers.{classifier}")
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
@@ -27,7 +26,12 @@ OUTPUTS = ("results/runs/{backbone}-{classifier}",)
 # the bytes of an undisturbed one.
 CACHE = Path(".cache/sweeps")
 # What chooses or says how often, but fits nothing.
-FITS_NOTHING = ("selection", "repeats")
+FITS_NOTHING = {"selection", "repeats"}
+
+TOO_SLOW = (
+    "Finished candidates are kept, and the next `dvc repro` goes on from them. Make the candidate cheaper (params.yaml: "
+    f"classifiers.{{classifier}}) or allow more than {{timeout:g}} s ({watchdog.CANDIDATE_TIMEOUT} in the environment)."
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     module = family.find(classifier)
     features = artifacts.FEATURES / backbone
     inputs = _digests(features)
-    fitted = {name: value for name, value in params.declared().items() if name not in FITS_NOTHING}
-    key = [fitted, inputs, provenance.code_digest([__name__, module.__name__]), provenance.environment()]
+    code = provenance.code_digest([__name__, module.__name__])
+    key = [_fitted(params, classifier), inputs, code, provenance.environment()]
     cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
     data = _read(features)
     candidates, validation, selected = _search(params, module, data, cache=cache, log=log)
@@ -102,6 +106,7 @@ def _repeats(
 
     If it does not, each repeat is the ``first`` training again, and nothing is fitted.
     """
+    classifier = module.__name__.rpartition(".")[2]
     count = params.value("repeats")
     draws = module.Fitter.draws
     found: list[Repeat] = []
@@ -114,7 +119,7 @@ def _repeats(
             continue
         label = f"repeat {number}/{count} of {chosen.name}, seed {seed}"
         kept = cache / str(number)
-        with _heartbeat(label):
+        with _watched(label, classifier):
             if not kept.is_dir():
                 _keep_repeat(kept, seed, _fitter(params, module, data, repeat=number).fit(chosen.parameters), data)
         found.append(_kept_repeat(kept))
@@ -145,6 +150,13 @@ def _kept_repeat(directory: Path) -> Repeat:
     return Repeat(about, (np.load(directory / "validation.npy"), np.load(directory / "test.npy")))
 
 
+def _fitted(params: Params, classifier: str) -> dict[str, Any]:
+    """Return the declared values that decide what is fitted: `selection` does if a search learns from its scores."""
+    learns = params.value(f"classifiers.{classifier}.search") == "tpe"
+    idle = FITS_NOTHING if not learns else FITS_NOTHING - {"selection"}
+    return {name: value for name, value in params.declared().items() if name not in idle}
+
+
 def _digests(features: Path) -> dict[str, str]:
     files = [artifacts.MANIFEST, features / "meta.json", *(features / f"{name}.npy" for name in artifacts.PARTS)]
     return {path.as_posix(): artifacts.sha256_path(path) for path in files}
@@ -169,21 +181,22 @@ def _search(
     block = params.block(f"classifiers.{classifier}", module.Params)
     selection = params.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(data.classes, selection)
-    seed = seeds.child_seed(params.value("seed"), "classifiers", classifier)
-    points = search.candidates(block, seed=seed)
-    task = family.Task(
-        data.train, data.validation, n_classes=len(data.classes), seed=seed, threads=params.value("compute.threads")
+    fitter = _fitter(params, module, data, repeat=1)
+    proposed = proposals.Proposals(
+        block, seed=fitter.task.seed, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER
     )
-    fitter = module.Fitter(task, block)
     labels = data.validation[1]
-    candidates, validation = [], []
-    for index, point in enumerate(points):
-        label = f"candidate {index + 1}/{len(points)}, {point.name}"
+    candidates, validation, scores = [], [], []
+    points: list[dict[str, Any]] = []
+    for index in range(len(proposed)):
+        point = proposed.after(scores)
+        points.append(point.parameters)
+        label = f"candidate {index + 1}/{len(proposed)}, {point.name}"
         started = time.monotonic()
-        with _heartbeat(label):
+        with _watched(label, classifier):
             if not (cache / str(index)).is_dir():
                 # Always from the cache, so that an undisturbed sweep and a resumed one begin at the same numbers.
-                start = fitter.start([each.parameters for each in points], index)
+                start = fitter.start(points, index)
                 begin = None if start is None else module.load(_model(cache, start))
                 _keep(cache / str(index), point, fitter.fit(point.parameters, begin))
             candidate, probabilities = _kept(cache / str(index))
@@ -193,9 +206,16 @@ def _search(
         say(f"{label}: validation {selection.metric} {score:.4f}{state}, {time.monotonic() - started:.1f} s")
         candidates.append(candidate)
         validation.append(probabilities)
+        scores.append(score)
     selected = metrics.select(np.stack(validation), labels, metric=selection.metric, positive=positive)
     say(f"selected {candidates[selected].name}")
     return candidates, np.stack(validation), selected
+
+
+def _watched(label: str, classifier: str) -> AbstractContextManager[None]:
+    timeout = watchdog.candidate_timeout()
+    advice = TOO_SLOW.format(classifier=classifier, timeout=timeout)
+    return watchdog.watched(f"{classifier}: {label}", timeout=timeout, advice=advice)
 
 
 def _keep(directory: Path, point: search.Candidate, fit: family.Fit) -> None:
@@ -231,21 +251,3 @@ def _cost(model: family.Model, files: Path, network: Mapping[str, int]) -> artif
         model_bytes=network["bytes"] + sum(file.stat().st_size for file in files.iterdir()),
         multiply_adds=network["multiply_adds"] + multiply_adds,
     )
-
-
-@contextlib.contextmanager
-def _heartbeat(label: str) -> Iterator[None]:
-    """Say every few seconds that one long fit goes on: most families cannot report from within."""
-    started, done = time.monotonic(), threading.Event()
-
-    def beat() -> None:
-        while not done.wait(SECONDS_BETWEEN_LINES):
-            print(f"{label}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
