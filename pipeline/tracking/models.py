@@ -32,11 +32,8 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
         return str(method.backbone)
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    # `create` and `finalize` are two steps; what an interruption left between them is of no use.
-    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
-        if known.status == LoggedModelStatus.READY:
-            return ""
-        client.delete_logged_model(known.model_id)
+    if _delete_unfinished(client, experiment, run):
+        return ""
     model = client.create_logged_model(
         experiment, NAME, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
         tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)},
@@ -52,7 +49,24 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
     ]
     client.log_batch(run.info.run_id, metrics=metrics)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    _delete_unfinished(client, experiment, run)  # in case that the request to create it was sent twice
     return ""
+
+
+def _delete_unfinished(client: MlflowClient, experiment: str, run: Run) -> bool:
+    """Delete the run's models that are of no use, and return whether it has one that is whole.
+
+    `create` and `finalize` are two steps, and an interruption may come between them.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    found = False
+    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        if known.status == LoggedModelStatus.READY and not found:
+            found = True
+        else:
+            client.delete_logged_model(known.model_id)
+    return found
 
 
 def dataset(entity: type, name: str, part: contents.DataSet):
