@@ -77,6 +77,8 @@ class Target:
         shutil.rmtree(self.clone / ".cache" / "sweeps", ignore_errors=True)
         for rows in (self.clone / ".cache").glob("features/*/*.rows"):
             rows.unlink()
+        if self.stage == "backbone":  # which leaves the engine's form of the network there
+            shutil.rmtree(self.clone / ".cache" / "features", ignore_errors=True)
         if self.stage == "track":
             shutil.rmtree(self.clone / ".mlflow", ignore_errors=True)
 

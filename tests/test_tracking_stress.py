@@ -7,16 +7,21 @@ servers over HTTP, a proxy in front of them that misbehaves on request, and disk
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import pickle
 import random
 import re
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow_servers
@@ -26,23 +31,25 @@ from mlflow_servers import CUT, HANG, PASS, Answer, Proxy, Server
 from test_tracking import RUNS, comparison, method, prepare, write_run
 
 from pipeline import artifacts, identity, provenance, tracking
+from pipeline.commands import demo
 from pipeline.commands import sync as sync_command
 from pipeline.stages import track
-from pipeline.tracking import calls, contents, live
+from pipeline.tracking import claims, contents, processes
 
 # MLflow and what it brings along warn about their own future.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
+# By name, because the package has functions of these names.
+LIVE, SYNC = (importlib.import_module(f"pipeline.tracking.{name}") for name in ("live", "sync"))
 EXPECTED = {"methods": 2, "candidates": 4, "models": 2, "repeated": 0, "unfinished": 0}
 KILLS = int(os.environ.get("BAKEOFF_KILLS_OF_SYNC", "8"))
+
+GIT = {f"GIT_{who}_{what}": "bakeoff@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 # A process on a machine of its own: another name, and locks that no other machine sees.
 MACHINE = """
 import pickle, socket, sys
-host, machine = sys.argv[1:]
-socket.gethostname = lambda: host
-import tempfile
-tempfile.tempdir = machine
+socket.gethostname = lambda: sys.argv[1]
 from pipeline import tracking
 what = pickle.load(sys.stdin.buffer)
 sys.stdin.close()
@@ -84,7 +91,7 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A project that is the working directory, with two runs, and locks of its own."""
     prepare(tmp_path, database, monkeypatch)
     (tmp_path / "locks").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "locks"))
+    on_machine(tmp_path / "locks", monkeypatch)
     # Patience is measured where it is the subject; elsewhere a second is enough.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
@@ -95,11 +102,17 @@ def project(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+def on_machine(locks: Path, patch: pytest.MonkeyPatch) -> None:
+    """Give this process, and those that it starts, the locks of another machine."""
+    patch.setenv("TMPDIR", str(locks))
+    patch.setattr("tempfile.tempdir", None)
+
+
 @pytest.fixture
 def wanted(project: Path) -> tracking.Comparison:
     """What a store is to show, in an experiment of its own, as the environment of this process knows it."""
     return dataclasses.replace(
-        comparison(method(RUNS[0], champion=True), method(RUNS[1])),
+        comparison(method(RUNS[0], champion=True), method(RUNS[1], input_key=live_inputs().key())),
         dataset=uuid.uuid4().hex[:8],
         environment=provenance.environment(),
     )
@@ -131,7 +144,7 @@ def shown(server: str, what: tracking.Comparison) -> dict[str, int]:
     assert {run.data.tags["record"] for run in runs if "record" in run.data.tags} == {
         each.record_digest for each in what.methods
     }
-    whole = [run for run in runs if run.data.tags[calls.COMPLETE] == "true" and run.info.status == "FINISHED"]
+    whole = [run for run in runs if run.data.tags[claims.COMPLETE] == "true" and run.info.status == "FINISHED"]
     for run in methods:
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert {"record.json", "predictions.npz", "history.csv"} <= files
@@ -340,6 +353,12 @@ def logged(what: tracking.Comparison, steps: int, *, meanwhile: Callable[[int], 
     return spent + time.monotonic() - started
 
 
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages of a test have ended when `sync` looks, unlike the process of the test, in which they ran."""
+    monkeypatch.setattr(processes, "is_alive", lambda tags: False)
+
+
 def until(happened: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
@@ -347,6 +366,7 @@ def until(happened: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("ended")
 def test_a_store_that_falls_silent_never_holds_up_the_steps_of_a_stage(
     through_proxy: Proxy,
     wanted: tracking.Comparison,
@@ -354,7 +374,7 @@ def test_a_store_that_falls_silent_never_holds_up_the_steps_of_a_stage(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """More steps than a pipe holds, while the writer waits for an answer that does not come."""
-    monkeypatch.setattr(live, "SECONDS_TO_FLUSH", 3.0)
+    monkeypatch.setattr(LIVE, "SECONDS_TO_FLUSH", 3.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     through_proxy.behavior = lambda path: HANG if path.endswith("log-batch") else PASS
 
@@ -384,6 +404,7 @@ def test_a_slow_store_gets_every_step_in_few_requests(through_proxy: Proxy, want
     assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(range(1, 401))
 
 
+@pytest.mark.usefixtures("ended")
 @pytest.mark.parametrize("answer", [CUT, HANG, Answer(403)], ids=["cut", "silent", "read-only"])
 def test_a_store_that_goes_away_in_mid_run_costs_one_warning(
     through_proxy: Proxy, wanted: tracking.Comparison, answer: Answer, capfd: pytest.CaptureFixture[str]
@@ -425,6 +446,7 @@ def test_with_the_settings_of_a_real_pipeline_the_bounds_hold(
     print(capfd.readouterr().err)
 
 
+@pytest.mark.usefixtures("ended")
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_ends_complete(
     tmp_path: Path, database: Path, wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch
@@ -465,7 +487,8 @@ def _start(project: Path, name: str, what: tracking.Comparison) -> subprocess.Po
     place = project / f"machine {name}"
     place.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-c", MACHINE, name, str(place)],
+        [sys.executable, "-c", MACHINE, name],
+        env={**os.environ, "TMPDIR": str(place)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -532,16 +555,16 @@ def test_a_run_that_another_machine_is_adding_is_left_alone_for_a_while(
         raise OSError("interrupted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.tracking.sync._Sync.log_inputs", interrupted)
+        patch.setattr(SYNC._Sync, "log_inputs", interrupted)
         with pytest.raises(tracking.TrackingError):
             sync(wanted)
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    on_machine(tmp_path / "elsewhere", monkeypatch)
     assert command(monkeypatch) == 1
     err = capfd.readouterr().err
     assert err.startswith("error: not complete in MLflow: lite0-head. Another machine is adding them now, or was stopped")
     assert shown_methods(server.uri, wanted) == {"lite0-logistic_regression": "true", "lite0-head": "claimed"}
-    monkeypatch.setattr(calls, "SECONDS_OF_A_CLAIM", 0)
+    monkeypatch.setattr(claims, "SECONDS", 0)
     assert command(monkeypatch) == 0
     assert shown(server.uri, wanted) == EXPECTED
 
@@ -553,8 +576,8 @@ def shown_methods(server: str, what: tracking.Comparison) -> dict[str, str]:
     experiment = client.get_experiment_by_name(contents.experiment_name(what.dataset)).experiment_id
     runs = client.search_runs([experiment], "tags.level = 'method'")
     return {
-        f"{run.data.tags['network']}-{run.data.tags['method']}": run.data.tags[calls.COMPLETE]
-        if calls.is_complete(run)
+        f"{run.data.tags['network']}-{run.data.tags['method']}": run.data.tags[claims.COMPLETE]
+        if claims.is_complete(run)
         else "claimed"
         for run in runs
     }
@@ -594,22 +617,31 @@ def test_syncs_that_are_killed_at_random_moments_end_complete_and_without_repeti
     server: Server, wanted: tracking.Comparison, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    started = time.monotonic()
-    _finish(_start(project, "here", dataclasses.replace(wanted, dataset=f"{wanted.dataset}-undisturbed")))
+    (project / "machine here").mkdir()
+    on_machine(project / "machine here", monkeypatch)
+
+    def filling() -> subprocess.Popen:
+        """Start a sync and return when its first words say that it begins."""
+        process = _start(project, "here", what)
+        assert process.stdout.readline() == b"MLflow: opening the store\n"
+        return process
+
+    what = dataclasses.replace(wanted, dataset=f"{wanted.dataset}-undisturbed")
+    process, started = filling(), time.monotonic()
+    _finish(process)
     seconds = time.monotonic() - started
-    moments = random.Random(0)
-    killed = 0
-    for _ in range(KILLS):
-        process = _start(project, "here", wanted)
-        try:
-            process.wait(moments.uniform(0.3, 1) * seconds)
-        except subprocess.TimeoutExpired:
+    moments, killed = random.Random(0), 0
+    for number in range(KILLS):
+        what = dataclasses.replace(wanted, dataset=f"{wanted.dataset}-{number}")
+        for _ in range(2):
+            process = filling()
+            time.sleep(moments.uniform(0, seconds))
             process.kill()
-            killed += 1
-        process.communicate()
-    assert killed > KILLS // 3
-    _finish(_start(project, "here", wanted))
-    assert shown(server.uri, wanted) == EXPECTED
+            process.communicate()
+            killed += process.returncode == -signal.SIGKILL
+        sync(what)
+        assert shown(server.uri, what) == EXPECTED
+    assert killed > KILLS
 
 
 # --- full and read-only disks --------------------------------------------------------------------------------------
@@ -682,3 +714,42 @@ def fill(disk: Path, *, leaving: int) -> None:
     """Fill a file system but for so many kilobytes."""
     room = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize - leaving * 1024))
+
+
+# --- experiments at the same time ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_experiments_of_dvc_at_once_fill_one_store_with_every_run_once(finished: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(finished, clone, symlinks=True)
+    for command in (("git", "add", "--all"), ("git", "commit", "--quiet", "--allow-empty", "--message", "Results")):
+        subprocess.run(command, cwd=clone, check=True, env=demo.environment() | GIT)
+    commands = [
+        ("dvc", "exp", "run", "--temp", "--name", name, "-S", f"classifiers.logistic_regression.grid.C=[{c}]")
+        for name, c in (("one", 0.5), ("other", 0.7))
+    ]
+    both = [
+        subprocess.Popen(command, cwd=clone, env=demo.environment() | GIT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for command in commands
+    ]
+    for process in both:
+        said = process.communicate()[0].decode()
+        assert process.returncode == 0, said
+        assert "warning: the MLflow store" not in said
+    active = "runs r join tags t using (run_uuid) where r.lifecycle_stage='active'"
+    with closing(sqlite3.connect(clone / ".mlflow" / "mlflow.db")) as database:
+        experiments = dict(
+            database.execute(f"select t.value, count(*) from {active} and t.key='dvc_experiment' group by 1").fetchall()
+        )
+        unfinished = database.execute(f"select count(*) from {active} and t.key='complete' and t.value!='true'").fetchall()
+        records = database.execute(
+            "select m.value, i.value, count(*) from runs r join tags m using (run_uuid)"
+            " left join tags i on i.run_uuid=r.run_uuid and i.key='candidate'"
+            " where r.lifecycle_stage='active' and m.key='record' group by 1, 2 having count(*)>1"
+        ).fetchall()
+    assert experiments.keys() == {"one", "other"}
+    assert set(experiments.values()) == {2}  # the method and its one candidate
+    assert unfinished == [(0,)]
+    assert records == []

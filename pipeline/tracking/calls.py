@@ -17,44 +17,10 @@ if TYPE_CHECKING:
 METRICS_A_BATCH = 800
 ENTRIES_A_BATCH = 100
 
-# The tag that says "true" of a run that is all there, and before that, who is at work on it and since when: two
-# machines must not fill the same run. A claim is good for a while only, because its process may be dead.
-COMPLETE = "complete"
-SECONDS_OF_A_CLAIM = 600
-SECONDS_BETWEEN_CLAIMS = 60
-
 
 def tag(run: Run, name: str) -> str:
     """Return a tag's value, or an empty string."""
     return run.data.tags.get(name, "")
-
-
-def is_complete(run: Run) -> bool:
-    return tag(run, COMPLETE) == "true"
-
-
-def claim(connection: Connection) -> str:
-    """Return the value of the tag `COMPLETE` with which this process claims a run, from now on."""
-    return f"{connection.claimant} {time.time():.0f}"
-
-
-def is_claimed_elsewhere(connection: Connection, run: Run) -> bool:
-    """Return whether another machine may be at work on a run now. On this one, the lock keeps others away."""
-    who, _, since = tag(run, COMPLETE).partition(" ")
-    if who == connection.claimant or not since.isdecimal():
-        return False
-    return abs(time.time() - int(since)) < SECONDS_OF_A_CLAIM
-
-
-def delete(connection: Connection, run_id: str) -> None:
-    """Delete a run unless another machine was faster."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        connection.client.delete_run(run_id)
-    except MlflowException:
-        if connection.client.get_run(run_id).info.lifecycle_stage != "deleted":
-            raise
 
 
 def search(connection: Connection, condition: str) -> list[Run]:

@@ -69,6 +69,12 @@ def _delete_unfinished(client: MlflowClient, experiment: str, run: Run) -> bool:
     return found
 
 
+def delete(client: MlflowClient, experiment: str, run: Run) -> None:
+    """Delete the models of a run."""
+    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        client.delete_logged_model(known.model_id)
+
+
 def dataset(entity: type, name: str, part: contents.DataSet):
     """Return an MLflow data set. Its digest holds 36 characters; the whole SHA-256 is in the source and the profile."""
     return entity(

@@ -6,7 +6,7 @@ same environment is removed. The tag ``complete`` is written last, so an interru
 numbers added here carry the run's own start time, so that writing one twice is writing it once.
 
 Several machines may do this to one server at once, and a request that took too long may be sent twice. A run that is
-not complete carries a claim (`calls.claim`), and others leave it alone for a while; what was created twice all the same
+not complete carries a claim (`claims.claim`), and others leave it alone for a while; what was created twice all the same
 is found by a second look, and one of the two is removed.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
 from pipeline.progress import progress, say
-from pipeline.tracking import calls, contents, models, processes, store, view
+from pipeline.tracking import calls, claims, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
@@ -103,27 +103,20 @@ class _Sync:
         # In this order: a candidate whose parent another machine has just created would look like an orphan.
         children = self.of_record("candidate", method)
         found = self.of_record("method", method)
-        runs = self.one_per_environment(found) or [self.create(method, position)]
+        runs = claims.one_per_environment(self.connection, found) or [self.create(method, position)]
         parents = {run.info.run_id for run in (*found, *runs)}
         self.runs = [run for run in self.runs if tag(run, "record") != method.record_digest] + runs
         self.shout_if_not_deterministic(method, runs)
         for run in runs:
-            if calls.is_claimed_elsewhere(self.connection, run):
+            if claims.is_claimed_elsewhere(self.connection, run):
                 self.elsewhere.append(method.record.name)
                 continue
-            self.claim(run)
+            claims.renew(self.connection, run)
             self.candidates(method, run, children, parents=parents)
             self.complete_method(method, run)
 
     def of_record(self, level: str, method: Method) -> list[Run]:
         return calls.search(self.connection, f"tags.level = '{level}' and tags.record = '{method.record_digest}'")
-
-    def claim(self, run: Run) -> None:
-        """Keep other machines away from a run that is not complete."""
-        who, _, since = tag(run, calls.COMPLETE).partition(" ")
-        mine = who == self.connection.claimant and time.time() - int(since) < calls.SECONDS_BETWEEN_CLAIMS
-        if self.connection.store.database is None and not calls.is_complete(run) and not mine:
-            calls.log(self.client, run, tags={calls.COMPLETE: calls.claim(self.connection)})
 
     def look_again(self) -> None:
         """Remove what another machine, or a request sent twice, has doubled since; name what others still work on."""
@@ -131,7 +124,7 @@ class _Sync:
         for position, method in enumerate(reversed(self.comparison.methods)):
             self.method(method, position)
         if self.elsewhere:
-            minutes = calls.SECONDS_OF_A_CLAIM // 60
+            minutes = claims.SECONDS // 60
             self.problems[
                 f"not complete in MLflow: {', '.join(self.elsewhere)}. Another machine is adding them now, or was stopped "
                 f"while it did: call `python -m pipeline sync` again, after at most {minutes} minutes"
@@ -147,27 +140,6 @@ class _Sync:
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
-    def one_per_environment(self, runs: list[Run]) -> list[Run]:
-        """Return the runs of one record without repetitions, which are deleted: the oldest complete one stays.
-
-        Runs that another machine may be at work on are never deleted. ``runs`` loses what was deleted.
-        """
-        elsewhere = {run.info.run_id for run in runs if calls.is_claimed_elsewhere(self.connection, run)}
-
-        def preference(run: Run) -> tuple:
-            return not calls.is_complete(run), run.info.run_id not in elsewhere, run.info.start_time, run.info.run_id
-
-        kept: dict[str, Run] = {}
-        for run in sorted(runs, key=preference):
-            first = kept.setdefault(tag(run, "environment"), run)
-            if first is run or run.info.run_id in elsewhere:
-                continue
-            if tag(run, "environment_witnessed") == "true":
-                calls.log(self.client, first, tags={"environment_witnessed": "true"})
-            calls.delete(self.connection, run.info.run_id)
-            runs[:] = [other for other in runs if other.info.run_id != run.info.run_id]
-        return list(kept.values())
-
     def create(self, method: Method, position: int) -> Run:
         record = method.record
         tags = contents.method_tags(
@@ -176,7 +148,7 @@ class _Sync:
         tags |= contents.environment_tags(self.comparison.environment, self.environment, witnessed=False)
         tags |= contents.origin_tags(record.stage)
         tags |= {"record": method.record_digest, "state": "finished", "current": "true"}
-        tags[calls.COMPLETE] = calls.claim(self.connection)
+        tags[claims.COMPLETE] = claims.claim(self.connection)
         tags |= self.changing_tags(method)
         if method.input_key:
             tags["input_key"] = method.input_key
@@ -198,7 +170,7 @@ class _Sync:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
         if method.champion:
             self.log_comparison(run)
-        if calls.is_complete(run):
+        if claims.is_complete(run):
             return
         self.added += 1
         chosen = method.record.candidates[method.record.selected]
@@ -211,7 +183,7 @@ class _Sync:
             self.warnings[f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here"] = None
             return
         calls.terminate(self.client, run)
-        calls.log(self.client, run, tags={calls.COMPLETE: "true"})
+        calls.log(self.client, run, tags={claims.COMPLETE: "true"})
 
     def log_inputs(self, run: Run) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -240,25 +212,11 @@ class _Sync:
     # --- its candidates --------------------------------------------------------------------------------------------
 
     def candidates(self, method: Method, parent: Run, children: Iterable[Run], *, parents: set[str]) -> None:
-        """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over, or deleted as well.
+        """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over.
 
         ``parents``: every active run of the record, whoever works on it.
         """
-        known: dict[str, Run] = {}
-        orphans: dict[str, Run] = {}
-        surplus: list[Run] = []
-        for child in sorted(children, key=lambda child: not calls.is_complete(child)):
-            if tag(child, contents.PARENT) == parent.info.run_id:
-                found = known
-            elif tag(child, contents.PARENT) not in parents and tag(child, "environment") == tag(parent, "environment"):
-                found = orphans
-            else:
-                continue
-            if found.setdefault(tag(child, "candidate"), child) is not child:
-                surplus.append(child)
-        surplus += [child for index, child in orphans.items() if index in known]
-        for child in surplus:
-            calls.delete(self.connection, child.info.run_id)
+        known, orphans = claims.children_of(self.connection, parent, children, parents=parents)
         told = progress(
             method.record.candidates,
             total=len(method.record.candidates),
@@ -266,14 +224,14 @@ class _Sync:
             unit="candidates",
         )
         for index, candidate in enumerate(told):
-            self.claim(parent)
+            claims.renew(self.connection, parent)
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
                 calls.log(self.client, child, tags={contents.PARENT: parent.info.run_id})
             if child is None:
                 child = self.create_candidate(method, parent, index)
-            if calls.is_complete(child):
+            if claims.is_complete(child):
                 calls.log(self.client, child, contents.summary(method, index))
                 continue
             self.added += 1
@@ -284,7 +242,7 @@ class _Sync:
                 contents.summary(method, index),
                 parameters=contents.parameters(method, index),
                 series=candidate.history,
-                tags={calls.COMPLETE: "true"},
+                tags={claims.COMPLETE: "true"},
             )
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
@@ -315,7 +273,7 @@ class _Sync:
             if tag(run, "state") not in ("live", "failed", "killed") or processes.is_alive(run.data.tags):
                 continue
             if tag(run, "input_key") in keys:
-                calls.delete(self.connection, run.info.run_id)
+                claims.delete(self.connection, run)
                 self.runs.remove(run)
             elif tag(run, "state") == "live":
                 calls.log(self.client, run, tags={"state": "killed"})

@@ -22,7 +22,7 @@ import psutil
 
 from pipeline import identity, provenance
 from pipeline.params import Run
-from pipeline.tracking import calls, contents, processes, store
+from pipeline.tracking import calls, claims, contents, processes, store
 from pipeline.tracking.store import Connection
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _write(
             break
     tags = {"state": state}
     if record:  # From here on it may be adopted, first of all by this machine.
-        tags |= {"record": record, calls.COMPLETE: calls.claim(connection)}
+        tags |= {"record": record, claims.COMPLETE: claims.claim(connection)}
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
     client.set_terminated(run_id, STATUS[state], end)
 
@@ -124,7 +124,7 @@ def _remove_dead(connection: Connection, key: str) -> None:
     """Delete what interrupted attempts at the same computation left, unless their process still runs."""
     for run in calls.search(connection, f"tags.input_key = '{key}' and tags.level = 'method'"):
         if calls.tag(run, "state") in ("live", "failed", "killed") and not processes.is_alive(run.data.tags):
-            calls.delete(connection, run.info.run_id)
+            claims.delete(connection, run)
 
 
 if __name__ == "__main__":
