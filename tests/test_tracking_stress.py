@@ -195,6 +195,7 @@ def test_a_server_shows_every_record_once_and_nothing_is_added_twice(
     assert shown(server.uri, wanted) == EXPECTED
 
 
+@pytest.mark.slow
 def test_a_second_clone_adds_nothing_to_what_the_first_has_added(
     server: Server, wanted: tracking.Comparison, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,8 +226,12 @@ OUTAGES = {
     "has no room for artifacts": lambda proxy: lambda path: Answer(500) if "artifacts" in path else PASS,
 }
 
+IN_EVERY_RUN = {"cuts every connection", "falls silent in mid-run", "becomes read-only"}
 
-@pytest.mark.parametrize("outage", OUTAGES)
+
+@pytest.mark.parametrize(
+    "outage", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in OUTAGES]
+)
 def test_an_outage_costs_the_stage_one_warning_and_sync_repairs_it(
     through_proxy: Proxy,
     wanted: tracking.Comparison,
@@ -291,6 +296,7 @@ def test_requests_that_are_answered_too_late_and_sent_twice_leave_nothing_twice(
     assert sync(wanted).added == 0
 
 
+@pytest.mark.slow
 def test_a_password_in_the_uri_is_never_shown(
     proxy: Proxy, stage: Callable[[], float], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +397,7 @@ def test_a_store_that_falls_silent_never_holds_up_the_steps_of_a_stage(
     assert shown(through_proxy.server.uri, wanted) == EXPECTED
 
 
+@pytest.mark.slow
 def test_a_slow_store_gets_every_step_in_few_requests(through_proxy: Proxy, wanted: tracking.Comparison) -> None:
     from mlflow import MlflowClient
 
@@ -405,7 +412,11 @@ def test_a_slow_store_gets_every_step_in_few_requests(through_proxy: Proxy, want
 
 
 @pytest.mark.usefixtures("ended")
-@pytest.mark.parametrize("answer", [CUT, HANG, Answer(403)], ids=["cut", "silent", "read-only"])
+@pytest.mark.parametrize(
+    "answer",
+    [CUT, pytest.param(HANG, marks=pytest.mark.slow), pytest.param(Answer(403), marks=pytest.mark.slow)],
+    ids=["cut", "silent", "read-only"],
+)
 def test_a_store_that_goes_away_in_mid_run_costs_one_warning(
     through_proxy: Proxy, wanted: tracking.Comparison, answer: Answer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,7 +521,11 @@ def at_once(project: Path, wanted: tracking.Comparison, *names: str) -> list[str
     return [_finish(process) for process in [_start(project, name, wanted) for name in names]]
 
 
-@pytest.mark.parametrize("names", [("one", "other"), ("same", "same")], ids=["two machines", "one machine"])
+@pytest.mark.parametrize(
+    "names",
+    [("one", "other"), pytest.param(("same", "same"), marks=pytest.mark.slow)],
+    ids=["two machines", "one machine"],
+)
 def test_two_clones_that_fill_one_server_at_once_leave_every_record_once(
     server: Server, wanted: tracking.Comparison, project: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +536,7 @@ def test_two_clones_that_fill_one_server_at_once_leave_every_record_once(
     assert sync(wanted).added == 0
 
 
+@pytest.mark.slow
 def test_two_machines_that_look_before_either_has_written_leave_every_record_once(
     through_proxy: Proxy, wanted: tracking.Comparison, project: Path
 ) -> None:
@@ -541,6 +557,7 @@ def test_two_machines_that_look_before_either_has_written_leave_every_record_onc
     assert shown(through_proxy.server.uri, wanted) == EXPECTED, said
 
 
+@pytest.mark.slow
 def test_a_run_that_another_machine_is_adding_is_left_alone_for_a_while(
     server: Server,
     wanted: tracking.Comparison,
@@ -680,6 +697,7 @@ def test_a_full_disk_under_the_store_is_one_warning_and_sync_completes_it_later(
     assert shown(store, wanted) == EXPECTED
 
 
+@pytest.mark.slow
 def test_live_logging_onto_a_full_disk_is_one_warning(
     disk: Path, wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -721,23 +739,36 @@ def fill(disk: Path, *, leaving: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_experiments_of_dvc_at_once_fill_one_store_with_every_run_once(finished: Path, tmp_path: Path) -> None:
+def test_two_workers_of_dvc_at_once_fill_one_store_with_every_run_once(finished: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(finished, clone, symlinks=True)
-    for command in (("git", "add", "--all"), ("git", "commit", "--quiet", "--allow-empty", "--message", "Results")):
-        subprocess.run(command, cwd=clone, check=True, env=demo.environment() | GIT)
-    commands = [
-        ("dvc", "exp", "run", "--temp", "--name", name, "-S", f"classifiers.logistic_regression.grid.C=[{c}]")
-        for name, c in (("one", 0.5), ("other", 0.7))
-    ]
-    both = [
-        subprocess.Popen(command, cwd=clone, env=demo.environment() | GIT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for command in commands
-    ]
-    for process in both:
-        said = process.communicate()[0].decode()
-        assert process.returncode == 0, said
-        assert "warning: the MLflow store" not in said
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=clone, env=demo.environment() | GIT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "Results")
+    for name, c in (("one", 0.5), ("other", 0.7)):
+        run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"classifiers.logistic_regression.grid.C=[{c}]")
+    run("dvc", "queue", "start", "--jobs", "2")
+    both_ran = False
+
+    def ended() -> bool:
+        nonlocal both_ran
+        status = run("dvc", "queue", "status")
+        both_ran |= status.count("Running") == 2
+        return "Running" not in status and "Queued" not in status
+
+    try:
+        until(ended, seconds=1200)
+        assert run("dvc", "queue", "status").count("Success") == 2, run("dvc", "queue", "status")
+        assert both_ran
+        for name in ("one", "other"):
+            assert "warning: the MLflow store" not in run("dvc", "queue", "logs", name)
+    finally:
+        run("dvc", "queue", "stop")
     active = "runs r join tags t using (run_uuid) where r.lifecycle_stage='active'"
     with closing(sqlite3.connect(clone / ".mlflow" / "mlflow.db")) as database:
         experiments = dict(

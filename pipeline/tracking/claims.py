@@ -68,7 +68,7 @@ def one_per_environment(connection: Connection, runs: list[Run]) -> list[Run]:
         if tag(run, "environment_witnessed") == "true":
             calls.log(connection.client, first, tags={"environment_witnessed": "true"})
         models.delete(connection.client, connection.experiment, run)
-        delete(connection, run)
+        connection.client.delete_run(run.info.run_id)
         runs[:] = [other for other in runs if other.info.run_id != run.info.run_id]
     return list(kept.values())
 
@@ -94,16 +94,5 @@ def children_of(
             surplus.append(run)
     surplus += [run for number, run in orphans.items() if number in known]
     for run in surplus:
-        delete(connection, run)
-    return known, {number: run for number, run in orphans.items() if number not in known}
-
-
-def delete(connection: Connection, run: Run) -> None:
-    """Delete a run unless another machine was faster."""
-    from mlflow.exceptions import MlflowException
-
-    try:
         connection.client.delete_run(run.info.run_id)
-    except MlflowException:
-        if connection.client.get_run(run.info.run_id).info.lifecycle_stage != "deleted":
-            raise
+    return known, {number: run for number, run in orphans.items() if number not in known}

@@ -65,14 +65,24 @@ def _delete_unfinished(client: MlflowClient, experiment: str, run: Run) -> bool:
         if known.status == LoggedModelStatus.READY and not found:
             found = True
         else:
-            client.delete_logged_model(known.model_id)
+            _delete(client, known.model_id)
     return found
 
 
 def delete(client: MlflowClient, experiment: str, run: Run) -> None:
     """Delete the models of a run."""
     for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
-        client.delete_logged_model(known.model_id)
+        _delete(client, known.model_id)
+
+
+def _delete(client: MlflowClient, model_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # Then another machine was faster.
+            raise
 
 
 def dataset(entity: type, name: str, part: contents.DataSet):

@@ -273,7 +273,7 @@ class _Sync:
             if tag(run, "state") not in ("live", "failed", "killed") or processes.is_alive(run.data.tags):
                 continue
             if tag(run, "input_key") in keys:
-                claims.delete(self.connection, run)
+                self.client.delete_run(run.info.run_id)
                 self.runs.remove(run)
             elif tag(run, "state") == "live":
                 calls.log(self.client, run, tags={"state": "killed"})

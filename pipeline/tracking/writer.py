@@ -124,7 +124,7 @@ def _remove_dead(connection: Connection, key: str) -> None:
     """Delete what interrupted attempts at the same computation left, unless their process still runs."""
     for run in calls.search(connection, f"tags.input_key = '{key}' and tags.level = 'method'"):
         if calls.tag(run, "state") in ("live", "failed", "killed") and not processes.is_alive(run.data.tags):
-            claims.delete(connection, run)
+            connection.client.delete_run(run.info.run_id)
 
 
 if __name__ == "__main__":
