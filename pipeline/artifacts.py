@@ -115,7 +115,9 @@ def _explained(path: Path) -> Iterator[None]:
     except (BakeoffError, PermissionError):  # Which file may not be touched, the latter says: one that is read, perhaps.
         raise
     except Exception as error:
-        place = next(parent for parent in path.absolute().parents if parent.is_dir())
+        place = path.absolute()
+        while not place.is_dir():
+            place = place.parent
         free = shutil.disk_usage(place).free
         reason = system_reason(error)
         # NumPy, for one, says "8192 requested and 4096 written" and no more.

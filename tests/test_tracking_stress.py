@@ -739,36 +739,25 @@ def fill(disk: Path, *, leaving: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_workers_of_dvc_at_once_fill_one_store_with_every_run_once(finished: Path, tmp_path: Path) -> None:
+def test_two_experiments_of_dvc_at_once_fill_one_store_with_every_run_once(finished: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(finished, clone, symlinks=True)
-
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=clone, env=demo.environment() | GIT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run("git", "add", "--all")
-    run("git", "commit", "--quiet", "--allow-empty", "--message", "Results")
+    for command in (("git", "add", "--all"), ("git", "commit", "--quiet", "--allow-empty", "--message", "Results")):
+        subprocess.run(command, cwd=clone, check=True, env=demo.environment() | GIT)
+    both: dict[str, subprocess.Popen] = {}
     for name, c in (("one", 0.5), ("other", 0.7)):
-        run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"classifiers.logistic_regression.grid.C=[{c}]")
-    run("dvc", "queue", "start", "--jobs", "2")
-    both_ran = False
-
-    def ended() -> bool:
-        nonlocal both_ran
-        status = run("dvc", "queue", "status")
-        both_ran |= status.count("Running") == 2
-        return "Running" not in status and "Queued" not in status
-
-    try:
-        until(ended, seconds=1200)
-        assert run("dvc", "queue", "status").count("Success") == 2, run("dvc", "queue", "status")
-        assert both_ran
-        for name in ("one", "other"):
-            assert "warning: the MLflow store" not in run("dvc", "queue", "logs", name)
-    finally:
-        run("dvc", "queue", "stop")
+        said = tmp_path / name
+        command = ("dvc", "exp", "run", "--temp", "--name", name, "-S", f"classifiers.logistic_regression.grid.C=[{c}]")
+        with said.open("w") as console:
+            both[name] = subprocess.Popen(
+                command, cwd=clone, env=demo.environment() | GIT, stdout=console, stderr=console
+            )
+        # While it prepares an experiment, DVC locks the project.
+        until(lambda said=said: "Running stage" in said.read_text(), seconds=600)
+    assert both["one"].poll() is None
+    for name, process in both.items():
+        assert process.wait() == 0, (tmp_path / name).read_text()
+        assert "warning: the MLflow store" not in (tmp_path / name).read_text()
     active = "runs r join tags t using (run_uuid) where r.lifecycle_stage='active'"
     with closing(sqlite3.connect(clone / ".mlflow" / "mlflow.db")) as database:
         experiments = dict(
