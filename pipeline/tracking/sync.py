@@ -196,7 +196,15 @@ class _Sync:
             for part in self.comparison.parts
         ]
         missing = [entry for entry in entries if entry.dataset.name not in known]
-        if missing:
+        if not missing:
+            return
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_inputs(run.info.run_id, missing)
+        except MlflowException:
+            # On PostgreSQL the server refuses who comes second when two machines name a new data set at once. It is
+            # there now.
             self.client.log_inputs(run.info.run_id, missing)
 
     def log_comparison(self, run: Run) -> None:
