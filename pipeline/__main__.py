@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import artifacts, params, provenance
-from pipeline.errors import BakeoffError
+from pipeline.errors import BakeoffError, system_reason
 from pipeline.progress import Log, NoLog
 
 # Set before anything imports TensorFlow: its greetings would bury what a stage has to say.
@@ -73,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, `head` for example, has seen enough; the interpreter must not complain while it closes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        reason = system_reason(error)
+        if reason is None:
+            raise
+        print(f"error: {error.filename or 'a file, or the console,'} cannot be read or written: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from pipeline.errors import BakeoffError
+from pipeline.errors import BakeoffError, system_reason
 
 PARTS = ("train", "validation", "test")
 CATALOG = Path("data/catalog.csv")
@@ -41,8 +41,23 @@ CALIBRATION = RESULTS / "calibration.json"
 MANIFEST_COLUMNS = ("path", "label", "split", "group", "stratum", "sha256")
 
 
+# With less than this free, whatever a library says went wrong while it wrote: the disk is full.
+NO_ROOM_BYTES = 64 * 1024
+
+
 class ArtifactError(BakeoffError):
     """A file between two stages is missing or breaks its contract."""
+
+
+class WriteError(BakeoffError):
+    """An output could not be written, and the system said why: no space, no permission, ..."""
+
+    def __init__(self, path: Path, reason: str, free: int):
+        super().__init__(
+            f"{path} cannot be written: {reason} ({free / 1e6:,.1f} MB free there). Nothing half-written was left; "
+            "mend that and run the same command again"
+        )
+        self.reason, self.free = reason, free
 
 
 # --- writing whole files -------------------------------------------------------------------------------------------
@@ -50,16 +65,21 @@ class ArtifactError(BakeoffError):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of ``path`` to write to; rename it over ``path`` if the body did not raise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+    """Yield a temporary neighbour of ``path`` to write to; rename it over ``path`` if the body did not raise.
+
+    Raises WriteError if the system refuses.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp creates files for the owner only; outputs are as readable as any file the user writes.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        with _explained(path):
+            yield temporary
+            # mkstemp creates files for the owner only; outputs are as readable as any file the user writes.
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,17 +88,20 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of ``path`` to fill; it replaces ``path`` only if the body did not raise.
 
-    A neighbour that a killed process left behind is removed first: two processes never write the same output.
+    A neighbour that a killed process left behind is removed first: two processes never write the same output. Raises
+    WriteError if the system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in path.parent.glob(f".{path.name}.*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        with _explained(path):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,6 +110,29 @@ def discard_directory(path: Path) -> None:
     """Remove a directory by way of another name, so that what a kill leaves of it is not taken for a whole one."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as doomed:
         os.replace(path, Path(doomed) / path.name)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error into a WriteError for ``path`` if the system said why, or if there is no room left."""
+    try:
+        yield
+    except WriteError as error:  # of a file inside the directory ``path``
+        raise WriteError(path, error.reason, error.free) from error
+    except (BakeoffError, PermissionError):  # Which file may not be touched, the latter says: one that is read, perhaps.
+        raise
+    except Exception as error:
+        place = path.absolute()
+        while not place.is_dir():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        reason = system_reason(error)
+        # NumPy, for one, says "8192 requested and 4096 written" and no more.
+        if reason is None and free < NO_ROOM_BYTES:
+            reason = "the disk is full"
+        if reason is None:
+            raise
+        raise WriteError(path, reason, free) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -79,6 +79,19 @@ def clone(root: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which `dvc repro` has run, on few images."""
+    from test_pipeline import prepare, run
+
+    if not (root / ".git").exists():
+        pytest.skip("needs a git clone of the project")
+    destination = tmp_path_factory.mktemp("pipeline") / "a clone"
+    prepare(root, destination)
+    run(destination, "dvc", "repro")
+    return destination
+
+
 def _stage(stage: Any) -> Stage:
     from dvc.dependency import ParamsDependency
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+
 import numpy as np
 import pytest
 
+from pipeline import __main__ as command_line
 from pipeline import artifacts
 from pipeline.artifacts import ArtifactError, Predictions
 
@@ -161,3 +165,57 @@ def test_a_directory_digest_sees_names_and_bytes_but_not_order(tmp_path):
     assert artifacts.sha256_path(tmp_path / "one") == artifacts.sha256_path(tmp_path / "two")
     (tmp_path / "two" / "a").rename(tmp_path / "two" / "c")
     assert artifacts.sha256_path(tmp_path / "one") != artifacts.sha256_path(tmp_path / "two")
+
+
+# --- a system that refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota"), (errno.EFBIG, "ulimit"), (errno.EROFS, "read-only")],
+)
+def test_an_output_that_the_system_refuses_is_named_with_the_reason(tmp_path, number, reason):
+    with (
+        pytest.raises(artifacts.WriteError, match=rf"run cannot be written: .*{reason}.* MB free there"),
+        artifacts.whole_directory(tmp_path / "run") as directory,
+        artifacts.whole_file(directory / "record.json"),
+    ):
+        raise OSError(number, "no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_hides_the_reason_is_seen_through(tmp_path):
+    def save() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "no")
+        except OSError:
+            raise RuntimeError("Can't decrement id ref count")  # noqa: B904
+
+    with pytest.raises(artifacts.WriteError, match="the disk is full"), artifacts.whole_file(tmp_path / "file"):
+        save()
+
+
+def test_an_error_on_a_disk_without_room_is_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with (
+        pytest.raises(artifacts.WriteError, match=r"the disk is full \(0\.0 MB free there\)"),
+        artifacts.whole_file(tmp_path / "features.npy"),
+    ):
+        raise OSError("8192 requested and 4096 written")
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    for error in (ValueError("shape"), PermissionError(errno.EACCES, "no", "photo.png"), artifacts.ArtifactError("x")):
+        with pytest.raises(type(error)) as raised, artifacts.whole_directory(tmp_path / "out"):
+            raise error
+        assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_names_a_file_that_may_not_be_touched(monkeypatch, capsys):
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "no", "photos/a.png")
+
+    monkeypatch.setattr(command_line, "run_stage", refuse)
+    assert command_line.main(["split"]) == 1
+    assert capsys.readouterr().err == "error: photos/a.png cannot be read or written: permission denied\n"

@@ -49,17 +49,6 @@ RUNS = {
 pytestmark = pytest.mark.timeout(1500)
 
 
-@pytest.fixture(scope="module")
-def finished(root, tmp_path_factory) -> Path:
-    """A clone in which `dvc repro` has run."""
-    if not (root / ".git").exists():
-        pytest.skip("needs a git clone of the project")
-    destination = tmp_path_factory.mktemp("pipeline") / "a clone"
-    prepare(root, destination)
-    run(destination, "dvc", "repro")
-    return destination
-
-
 def prepare(root: Path, destination: Path) -> None:
     demo.copy_project(root, destination, leave_out=demo.RESULTS)
     demo.override_params(destination / "params.yaml", TINY)

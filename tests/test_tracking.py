@@ -524,8 +524,8 @@ def test_two_records_from_the_same_inputs_are_shouted_about(inputs: identity.Inp
     sync(here(method(RUNS[1], input_key=inputs.key())))
     live_head(inputs, seed=2)
     report = sync(here(method(RUNS[1], input_key=inputs.key())))
-    assert len(report.warnings) == 1
-    assert report.warnings[0].startswith("NOT DETERMINISTIC: lite0-head ended in two different records")
+    assert len(report.problems) == 1
+    assert report.problems[0].startswith("NOT DETERMINISTIC: lite0-head ended in two different records")
     one, other = runs("tags.level = 'method'")
     assert one.data.tags["not_deterministic"] == other.info.run_id
     assert other.data.tags["not_deterministic"] == one.info.run_id

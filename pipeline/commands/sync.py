@@ -13,5 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    track.fill(track.collect(params.Params(params.load(), track.READS)))
-    return 0
+    """Return 1 if a person must see to something: two records from the same inputs, or runs not complete yet."""
+    report = track.fill(track.collect(params.Params(params.load(), track.READS)))
+    return 1 if report.problems else 0

@@ -53,7 +53,8 @@ def main(arguments: argparse.Namespace) -> int:
 def start(store: tracking.Store, port: int, messages: IO[bytes]) -> subprocess.Popen:
     """Start the server as a process group of its own: Ctrl-C is for this command, which ends the group quietly."""
     # Its job runners, for language models, are four more processes.
-    environment = {**tracking.SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+    environment = {**tracking.SETTINGS, **os.environ, **own}
     return subprocess.Popen(
         server_command(store, port), env=environment, stdout=messages, stderr=messages, start_new_session=True
     )

@@ -22,6 +22,8 @@ READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection"
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
+# How long a pipeline waits for a store that answers slowly; the rest is for the command `sync`, which has no limit.
+SECONDS_FOR_MLFLOW = 300.0
 INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION),
           str(TEXT), str(FIGURES))  # fmt: skip
 OUTPUTS = (str(MARKER),)
@@ -30,7 +32,7 @@ OUTPUTS = (str(MARKER),)
 def main(params: Params, *, log: Log) -> None:
     comparison = collect(params)
     try:
-        fill(comparison)
+        fill(comparison, seconds=SECONDS_FOR_MLFLOW)
     except tracking.TrackingError as error:
         print(
             f"warning: {error}. The results are not affected; `python -m pipeline sync` fills MLflow later.",
@@ -40,12 +42,13 @@ def main(params: Params, *, log: Log) -> None:
     artifacts.write_json(MARKER, {"leaderboard": artifacts.sha256_file(artifacts.LEADERBOARD), "runs": runs})
 
 
-def fill(comparison: tracking.Comparison) -> tracking.Report:
-    """Add what the store lacks and say what was added. Raises TrackingError."""
-    report = tracking.sync(tracking.locate(), comparison)
+def fill(comparison: tracking.Comparison, *, seconds: float | None = None) -> tracking.Report:
+    """Add what the store lacks, for as long as ``seconds``, and say what was added. Raises TrackingError."""
+    report = tracking.sync(tracking.locate(), comparison, seconds=seconds)
     say(f"MLflow: {report}")
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    for kind, messages in (("warning", report.warnings), ("error", report.problems)):
+        for message in messages:
+            print(f"{kind}: {message}", file=sys.stderr)
     return report
 
 

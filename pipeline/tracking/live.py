@@ -21,7 +21,9 @@ from pipeline import artifacts, identity, provenance
 from pipeline.params import Run
 
 # How long a finished stage waits for its writer; a store that does not answer is given up sooner.
-SECONDS_TO_FLUSH = 60.0
+SECONDS_TO_FLUSH = 30.0
+# So that the writer finds out, and can say why, within that time: it sends a few small messages.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
 def live(*, dataset: str, run: Run, inputs: identity.Inputs) -> Live:
@@ -46,7 +48,7 @@ class Live:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env={**PATIENCE, **os.environ, "PYTHONPATH": _python_path()},
                 # Ctrl-C in the terminal is for the stage; the writer learns of it through the pipe.
                 start_new_session=True,
             )
@@ -70,12 +72,17 @@ class Live:
             output, _ = self._writer.communicate(timeout=SECONDS_TO_FLUSH if finished else 0)
         except subprocess.TimeoutExpired:
             if finished:
+                # What it would write later, `track` could not tell from another run of the same stage.
+                self._writer.kill()
+                self._writer.wait()
                 self._fail(f"the store has taken more than {SECONDS_TO_FLUSH:.0f} s")
         except OSError as problem:
             self._fail(str(problem))
         else:
             if self._writer.returncode != 0:
-                self._fail(output.strip() or f"the writer ended with status {self._writer.returncode}")
+                # The last line: a driver may have printed others.
+                said = output.strip().splitlines()[-1:] or [f"the writer ended with status {self._writer.returncode}"]
+                self._fail(said[0])
 
     def _digest(self, finished: bool) -> str | None:
         try:

@@ -38,12 +38,8 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
         return str(method.backbone)
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    # `create` and `finalize` are two steps; what an interruption left between them is of no use.
-    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
-        if known.status != LoggedModelStatus.READY:
-            client.delete_logged_model(known.model_id)
-        elif known.tags.get(CALIBRATION, "") == calibration_digest(method):
-            return ""
+    if _delete_unfinished(client, experiment, run, calibration=calibration_digest(method)):
+        return ""
     name = NAME if method.calibrator is None else CALIBRATED_NAME
     model = client.create_logged_model(
         experiment, name, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
@@ -61,12 +57,47 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
     ]
     client.log_batch(run.info.run_id, metrics=metrics)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    # In case that the request to create it was sent twice.
+    _delete_unfinished(client, experiment, run, calibration=calibration_digest(method))
     return ""
 
 
 def calibration_digest(method: Method) -> str:
     """Return which calibrator the method's model applies, empty for none."""
     return "" if method.calibrator is None else provenance.digest(method.calibrator)
+
+
+def _delete_unfinished(client: MlflowClient, experiment: str, run: Run, *, calibration: str) -> bool:
+    """Delete the run's models that are of no use, and return whether it has a whole one with this calibration.
+
+    `create` and `finalize` are two steps, and an interruption may come between them.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    found: set[str] = set()
+    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        applied = known.tags.get(CALIBRATION, "")
+        if known.status == LoggedModelStatus.READY and applied not in found:
+            found.add(applied)
+        else:
+            _delete(client, known.model_id)
+    return calibration in found
+
+
+def delete(client: MlflowClient, experiment: str, run: Run) -> None:
+    """Delete the models of a run."""
+    for known in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        _delete(client, known.model_id)
+
+
+def _delete(client: MlflowClient, model_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # Then another machine was faster.
+            raise
 
 
 def dataset(entity: type, name: str, part: contents.DataSet):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import sqlite3
 import ssl
+import tempfile
+import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import filelock
 
@@ -26,12 +30,15 @@ if TYPE_CHECKING:
 # A folder named `mlflow` would stand in front of the import, and MLflow takes one named `mlruns` for an old file store.
 FOLDER = ".mlflow"
 SQLITE = "sqlite:///"
+HTTP = ("http://", "https://")
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_LOCK = 120
+LONGEST_REASON = 300
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # At ERROR it prints the traceback of what it raises as well.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow's own choice, 120 s and 7 retries with growing pauses, would hold up a pipeline for many minutes.
@@ -63,13 +70,48 @@ class Store:
         return (self.database.parent / "artifacts").as_uri() if self.database else None
 
 
+    @property
+    def name(self) -> str:
+        """The URI as messages may show it: without a password."""
+        return without_password(self.uri, self.uri)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When to stop writing to a store that answers, but slowly. ``seconds``: None for never."""
+
+    seconds: float | None
+    end: float
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        return cls(seconds, time.monotonic() + (float("inf") if seconds is None else seconds))
+
+    @property
+    def left(self) -> float:
+        return max(self.end - time.monotonic(), 0)
+
+    def check(self, store: Store) -> None:
+        """Raise TrackingError if it has passed."""
+        if not self.left:
+            raise TrackingError(f"the MLflow store {store.name} has taken more than {self.seconds:.0f} s")
+
+
 @dataclass(frozen=True)
 class Connection:
-    """An open store and the experiment in it."""
+    """An open store and the experiment in it. ``claimant``: who writes, as `claimant` says."""
 
     store: Store
-    client: MlflowClient
     experiment: str
+    deadline: Deadline
+    claimant: str
+    opened: MlflowClient
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, for one call. Raises TrackingError after the deadline."""
+        self.deadline.check(self.store)
+        return self.opened
 
 
 def locate(environ: Mapping[str, str] = os.environ) -> Store:
@@ -84,52 +126,123 @@ def locate(environ: Mapping[str, str] = os.environ) -> Store:
     return Store(SQLITE + quote(str(root / FOLDER / "mlflow.db")))
 
 
-def connect(store: Store, experiment: str) -> Connection:
-    """Open a store and its experiment, creating both if needed. Raises TrackingError in bounded time."""
+def connect(store: Store, experiment: str, *, seconds: float | None = None) -> Connection:
+    """Open a store and its experiment, creating both if needed. Raises TrackingError in bounded time.
+
+    ``seconds``: how long the connection may be used, waiting for locks included; None for as long as it takes.
+    """
     quiet()
-    with translated(store), lock(store, "create"):
+    deadline = Deadline.after(seconds)
+    with translated(store), lock(store, "create", deadline):
         _check(store)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            created = client.create_experiment(
-                experiment, artifact_location=store.artifacts, tags=view.NEW_EXPERIMENT
-            )
-            return Connection(store, client, created)
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return Connection(store, client, found.experiment_id)
+        return Connection(store, _experiment(client, store, experiment), deadline, claimant(store), client)
+
+
+def _experiment(client: MlflowClient, store: Store, name: str) -> str:
+    """Return the id of the active experiment, which another machine may be creating at this moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=store.artifacts, tags=view.NEW_EXPERIMENT)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
 
 
 @contextlib.contextmanager
-def lock(store: Store, purpose: str) -> Iterator[None]:
-    """Hold an SQLite store's lock for one purpose; another kind of store looks after itself.
+def lock(store: Store, purpose: str, deadline: Deadline) -> Iterator[None]:
+    """Hold the lock for one purpose: one process at a time of all that write to an SQLite store; on other stores, which
+    have no lock to offer, of all of this user on this machine (`claimant` is for the rest).
 
     Processes that create the tables of one new database at the same time crash each other.
     """
-    if store.database is None:
+    folder = _lock_folder(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"{purpose}.lock"
+    try:
+        held = filelock.FileLock(place).acquire(timeout=min(SECONDS_TO_LOCK, deadline.left))
+    except filelock.Timeout:
+        raise TrackingError(
+            f"the MLflow store {store.name} is being written by another process, which holds {place}"
+        ) from None
+    with held:
         yield
-        return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(store.database.parent / f"{purpose}.lock", timeout=SECONDS_TO_LOCK):
-        yield
+
+
+def claimant(store: Store) -> str:
+    """Return who writes: the same text for all that share `lock`, another one on every other machine."""
+    if store.database is not None:
+        return "lock"
+    place = _lock_folder(store) / "claimant"
+    with contextlib.suppress(FileNotFoundError):
+        return place.read_text(encoding="utf-8")
+    mine = uuid.uuid4().hex
+    temporary = place.with_name(f".{place.name}.{mine}")
+    temporary.write_text(mine, encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, place)  # whoever comes first
+    temporary.unlink()
+    return place.read_text(encoding="utf-8")
+
+
+def _lock_folder(store: Store) -> Path:
+    if store.database is not None:
+        return store.database.parent
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # A user id without a name, as in some containers.
+        user = str(os.getuid())
+    return Path(tempfile.gettempdir()) / f"bakeoff-{user}"
 
 
 @contextlib.contextmanager
 def translated(store: Store) -> Iterator[None]:
-    """Turn whatever MLflow, its database or the network raises into a TrackingError that names the store."""
-    try:
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as error:
-        raise TrackingError(f"MLflow cannot be imported: {error}") from error
+    """Turn whatever MLflow, its database or the network raises into a TrackingError that names the store.
+
+    Everything: what a web server that is no MLflow answers, or a driver that is not installed, ends in any of a dozen
+    kinds of exception, and no stage may fail for one of them.
+    """
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrackingError(f"the MLflow store {store.uri} failed: {reason}") from error
+    except BakeoffError:
+        raise
+    except Exception as error:
+        reason = without_password(_reason(error), store.uri)
+        raise TrackingError(f"the MLflow store {store.name} failed: {reason}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line on what happened: where the system or a database said something, that, else the outermost."""
+    innermost, seen = error, {id(error)}
+    while (deeper := innermost.__cause__ or innermost.__context__) is not None and id(deeper) not in seen:
+        seen.add(id(deeper))
+        innermost = deeper
+    if isinstance(innermost, TimeoutError) and not innermost.errno:
+        return "no answer in time"
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror + (f": {innermost.filename}" if innermost.filename else "")
+    chosen = innermost if isinstance(innermost, sqlite3.Error) else error
+    lines = str(chosen).strip().splitlines() or [""]
+    text = lines[0] if isinstance(chosen, sqlite3.Error | OSError) else f"{type(chosen).__name__}: {lines[0]}"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+def without_password(text: str, uri: str) -> str:
+    """Return a text in which the password of a URI, if it has one, is hidden."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        return text
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 def quiet() -> None:
@@ -137,21 +250,30 @@ def quiet() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _check(store: Store) -> None:
-    """Raise OSError or sqlite3.Error if the store does not answer. MLflow would retry a bad database for 100 s."""
+    """Raise OSError or a database's error if the store does not answer. MLflow would retry a bad database for 100 s."""
     if store.database is not None:
         with contextlib.closing(sqlite3.connect(store.database, timeout=SECONDS_TO_ANSWER)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
-    elif store.uri.startswith(("http://", "https://")):
-        try:
-            urllib.request.urlopen(store.uri.rstrip("/") + "/health", timeout=SECONDS_TO_ANSWER).close()
+    elif store.uri.startswith(HTTP):
+        parts = urlsplit(store.uri.rstrip("/") + "/health")
+        try:  # without a name and a password, which urllib takes for a part of the host
+            urllib.request.urlopen(
+                parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), timeout=SECONDS_TO_ANSWER
+            ).close()
         except urllib.error.HTTPError:
             return  # It answers; whether it lets us in is for the client to find out.
         except urllib.error.URLError as error:
             # Certificates are the client's business: it has settings of its own for them.
             if not isinstance(error.reason, ssl.SSLError):
                 raise
+    elif store.uri.startswith(("postgresql", "mysql")):
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(store.uri, connect_args={"connect_timeout": SECONDS_TO_ANSWER})
+        with contextlib.closing(engine.connect()):
+            engine.dispose()

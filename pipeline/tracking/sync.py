@@ -4,6 +4,10 @@ A finished run is identified by the digest of its record and predictions. A run 
 in this record is adopted and completed; it keeps its times. One that only repeats what the store already holds for the
 same environment is removed. The tag ``complete`` is written last, so an interrupted sync is continued by the next, and
 numbers added here carry the run's own start time, so that writing one twice is writing it once.
+
+Several machines may do this to one server at once, and a request that took too long may be sent twice. A run that is
+not complete carries a claim (`claims.claim`), and others leave it alone for a while; what was created twice all the same
+is found by a second look, and one of the two is removed.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
 from pipeline.progress import progress, say
-from pipeline.tracking import calls, contents, models, processes, store, view
+from pipeline.tracking import calls, claims, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
 from pipeline.tracking.store import Connection, Store
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 
@@ -29,8 +34,8 @@ if TYPE_CHECKING:
 class Report:
     """What a sync did.
 
-    ``experiment``: its id in the store. ``warnings``: what a person must read, such as two records from the same
-    inputs.
+    ``experiment``: its id in the store. ``warnings``: what a person should know. ``problems``: what a person must see
+    to, such as two records from the same inputs, or runs that could not be completed now.
     """
 
     experiment: str
@@ -38,22 +43,24 @@ class Report:
     candidates: int
     added: int
     warnings: tuple[str, ...]
+    problems: tuple[str, ...]
 
     def __str__(self) -> str:
         there = self.methods + self.candidates - self.added
         return f"{self.methods} methods and {self.candidates} candidates: {self.added} added, {there} already there"
 
 
-def sync(place: Store, comparison: Comparison) -> Report:
+def sync(place: Store, comparison: Comparison, *, seconds: float | None = None) -> Report:
     """Make the store show the comparison, saying so a line a method.
 
-    Raises TrackingError if it cannot be reached, read or written.
+    Raises TrackingError if it cannot be reached, read or written, or when it has taken more than ``seconds``; what was
+    added until then stays, and the next sync goes on from there.
     """
     # Not Path.exists, which raises where the folder may not be read: a store never fails a stage.
     is_new = place.database is not None and not os.path.exists(place.database)
     say("MLflow: creating the store, which takes some seconds" if is_new else "MLflow: opening the store")
-    connection = store.connect(place, contents.experiment_name(comparison.dataset))
-    with store.lock(place, "sync"), store.translated(place):
+    connection = store.connect(place, contents.experiment_name(comparison.dataset), seconds=seconds)
+    with store.translated(place), store.lock(place, "sync", connection.deadline):
         return _Sync(connection, comparison).run()
 
 
@@ -62,12 +69,17 @@ class _Sync:
 
     def __init__(self, connection: Connection, comparison: Comparison):
         self.connection = connection
-        self.client = connection.client
         self.comparison = comparison
         self.environment = provenance.digest(dict(comparison.environment))
         self.runs = calls.search(self.connection, "tags.level = 'method'")
         self.added = 0
-        self.warnings: list[str] = []
+        self.warnings: dict[str, None] = {}
+        self.problems: dict[str, None] = {}
+        self.elsewhere: list[str] = []
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.connection.client
 
     def run(self) -> Report:
         self.save_views()
@@ -79,21 +91,44 @@ class _Sync:
             self.method(method, position)
             name = contents.method_name(method.record.network, method.record.method)
             say(f"MLflow: {position + 1}/{len(methods)} {name}: {_added(self.added - before)}")
+        if self.elsewhere or self.added and self.connection.store.database is None:
+            self.look_again()
         self.mark_current()
         candidates = sum(len(method.record.candidates) for method in methods)
-        return Report(self.connection.experiment, len(methods), candidates, self.added, tuple(self.warnings))
+        return Report(
+            self.connection.experiment, len(methods), candidates, self.added, tuple(self.warnings), tuple(self.problems)
+        )
 
     def method(self, method: Method, position: int) -> None:
-        runs = self.one_per_environment([run for run in self.runs if tag(run, "record") == method.record_digest])
-        if not runs:
-            runs = [self.create(method, position)]
-            self.runs += runs
-        condition = f"tags.level = 'candidate' and tags.record = '{method.record_digest}'"
-        children = calls.search(self.connection, condition)
+        # In this order: a candidate whose parent another machine has just created would look like an orphan.
+        children = self.of_record("candidate", method)
+        found = self.of_record("method", method)
+        runs = claims.one_per_environment(self.connection, found) or [self.create(method, position)]
+        parents = {run.info.run_id for run in (*found, *runs)}
+        self.runs = [run for run in self.runs if tag(run, "record") != method.record_digest] + runs
         self.shout_if_not_deterministic(method, runs)
         for run in runs:
-            self.candidates(method, run, children, parents={other.info.run_id for other in runs})
+            if claims.is_claimed_elsewhere(self.connection, run):
+                self.elsewhere.append(method.record.name)
+                continue
+            claims.renew(self.connection, run)
+            self.candidates(method, run, children, parents=parents)
             self.complete_method(method, run)
+
+    def of_record(self, level: str, method: Method) -> list[Run]:
+        return calls.search(self.connection, f"tags.level = '{level}' and tags.record = '{method.record_digest}'")
+
+    def look_again(self) -> None:
+        """Remove what another machine, or a request sent twice, has doubled since; name what others still work on."""
+        self.elsewhere = []
+        for position, method in enumerate(reversed(self.comparison.methods)):
+            self.method(method, position)
+        if self.elsewhere:
+            minutes = claims.SECONDS // 60
+            self.problems[
+                f"not complete in MLflow: {', '.join(self.elsewhere)}. Another machine is adding them now, or was stopped "
+                f"while it did: call `python -m pipeline sync` again, after at most {minutes} minutes"
+            ] = None
 
     def save_views(self) -> None:
         """Keep the saved views around the metric that chooses today."""
@@ -109,18 +144,6 @@ class _Sync:
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
-    def one_per_environment(self, runs: Sequence[Run]) -> list[Run]:
-        """Return the runs of one record without repetitions, which are deleted: the oldest complete one stays."""
-        kept: dict[str, Run] = {}
-        for run in sorted(runs, key=lambda run: (not _complete(run), run.info.start_time)):
-            first = kept.setdefault(tag(run, "environment"), run)
-            if first is not run:
-                if tag(run, "environment_witnessed") == "true":
-                    calls.log(self.client, first, tags={"environment_witnessed": "true"})
-                self.client.delete_run(run.info.run_id)
-                self.runs.remove(run)
-        return list(kept.values())
-
     def create(self, method: Method, position: int) -> Run:
         record = method.record
         tags = contents.method_tags(
@@ -129,6 +152,7 @@ class _Sync:
         tags |= contents.environment_tags(self.comparison.environment, self.environment, witnessed=False)
         tags |= contents.origin_tags(record.stage)
         tags |= {"record": method.record_digest, "state": "finished", "current": "true"}
+        tags[claims.COMPLETE] = claims.claim(self.connection)
         tags |= self.changing_tags(method)
         if method.input_key:
             tags["input_key"] = method.input_key
@@ -150,7 +174,7 @@ class _Sync:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
         if method.champion:
             self.log_comparison(run)
-        if _complete(run):
+        if claims.is_complete(run):
             # The record is the same, but another comparison may calibrate its model, or no longer.
             if tag(run, models.CALIBRATION) != models.calibration_digest(method):
                 self.log_model(method, run)
@@ -164,12 +188,12 @@ class _Sync:
         if not self.log_model(method, run):
             return
         calls.terminate(self.client, run)
-        calls.log(self.client, run, tags={"complete": "true"})
+        calls.log(self.client, run, tags={claims.COMPLETE: "true"})
 
     def log_model(self, method: Method, run: Run) -> bool:
         """Log the model that the run does not have yet; return whether it has it now."""
         if missing := models.log(self.client, self.connection.experiment, run, method):
-            self.warnings.append(f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here")
+            self.warnings[f"{method.record.name}: the model is not in MLflow yet, because {missing} is not here"] = None
             return False
         if tag(run, models.CALIBRATION) != models.calibration_digest(method):
             calls.log(self.client, run, tags={models.CALIBRATION: models.calibration_digest(method)})
@@ -186,7 +210,15 @@ class _Sync:
             for part in self.comparison.parts
         ]
         missing = [entry for entry in entries if entry.dataset.name not in known]
-        if missing:
+        if not missing:
+            return
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_inputs(run.info.run_id, missing)
+        except MlflowException:
+            # On PostgreSQL the server refuses who comes second when two machines name a new data set at once. It is
+            # there now.
             self.client.log_inputs(run.info.run_id, missing)
 
     def log_comparison(self, run: Run) -> None:
@@ -202,15 +234,11 @@ class _Sync:
     # --- its candidates --------------------------------------------------------------------------------------------
 
     def candidates(self, method: Method, parent: Run, children: Iterable[Run], *, parents: set[str]) -> None:
-        """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over."""
-        known = {
-            tag(child, "candidate"): child for child in children if tag(child, contents.PARENT) == parent.info.run_id
-        }
-        orphans = {
-            tag(child, "candidate"): child
-            for child in children
-            if tag(child, contents.PARENT) not in parents and tag(child, "environment") == tag(parent, "environment")
-        }
+        """Give ``parent`` one nested run a candidate. Runs whose parent was deleted are taken over.
+
+        ``parents``: every active run of the record, whoever works on it.
+        """
+        known, orphans = claims.children_of(self.connection, parent, children, parents=parents)
         told = progress(
             method.record.candidates,
             total=len(method.record.candidates),
@@ -218,13 +246,14 @@ class _Sync:
             unit="candidates",
         )
         for index, candidate in enumerate(told):
+            claims.renew(self.connection, parent)
             child = known.get(str(index))
             if child is None and str(index) in orphans:
                 child = orphans[str(index)]
                 calls.log(self.client, child, tags={contents.PARENT: parent.info.run_id})
             if child is None:
                 child = self.create_candidate(method, parent, index)
-            if _complete(child):
+            if claims.is_complete(child):
                 calls.log(self.client, child, contents.summary(method, index))
                 continue
             self.added += 1
@@ -235,7 +264,7 @@ class _Sync:
                 contents.summary(method, index),
                 parameters=contents.parameters(method, index),
                 series=candidate.history,
-                tags={"complete": "true"},
+                tags={claims.COMPLETE: "true"},
             )
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
@@ -281,12 +310,13 @@ class _Sync:
                 for one, another in ((run, other), (other, run)):
                     calls.log(self.client, one, tags={"not_deterministic": another.info.run_id})
                 sure = all(tag(one, "environment_witnessed") == "true" for one in (run, other))
-                self.warnings.append(
+                said = (
                     f"NOT DETERMINISTIC: {method.record.name} ended in two different records from the same inputs, "
                     f"parameters, code and environment: runs {run.info.run_id} and {other.info.run_id}, now tagged "
                     "not_deterministic."
                     + ("" if sure else " (Unless one of them was fetched: no log shows where both were computed.)")
                 )
+                (self.problems if sure else self.warnings)[said] = None
 
     def mark_current(self) -> None:
         """Tag the runs of today's records as current and no other: inside a DVC experiment none of that experiment, and
@@ -307,10 +337,6 @@ class _Sync:
 
 def _added(count: int) -> str:
     return f"{count} run{'s' if count > 1 else ''} added" if count else "nothing to add"
-
-
-def _complete(run: Run) -> bool:
-    return tag(run, "complete") == "true"
 
 
 def _same_environment(one: Run, other: Run) -> bool:

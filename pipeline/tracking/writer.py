@@ -2,6 +2,9 @@
 
 The first line says what is about to be computed; then a line a step; the last says how it ended. If the input ends
 without that line, the stage was killed. What went wrong with the store goes to standard output, with status 1.
+
+Lines are read as they come, whatever the store does: the pipe never fills, so it never holds up the stage. Steps that
+came while the store was busy are sent together.
 """
 
 from __future__ import annotations
@@ -9,23 +12,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from pipeline import identity, provenance
 from pipeline.params import Run
-from pipeline.tracking import calls, contents, processes, store
+from pipeline.tracking import calls, claims, contents, processes, store
 from pipeline.tracking.store import Connection
 
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+STEPS_A_CALL = 200
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
 def main(lines: Iterable[str]) -> int:
-    messages = map(json.loads, lines)
-    begin = next(messages)
+    messages = received(lines)
+    begin = next(messages)[0]
     inputs = identity.Inputs(**{**begin["inputs"], "paths": tuple(begin["inputs"]["paths"])})
     place = store.locate()
     try:
@@ -39,8 +48,34 @@ def main(lines: Iterable[str]) -> int:
     return 0
 
 
-def _write(connection: Connection, begin: Mapping[str, Any], messages: Iterable[Mapping[str, Any]], key: str) -> None:
-    from mlflow.entities import Metric, RunTag
+def received(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages in lists: the first alone, later all that have come since the last list was taken."""
+    waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in lines:
+            waiting.put(line)
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    most = 1
+    while True:
+        taken = [waiting.get()]
+        while len(taken) < most and not waiting.empty():
+            taken.append(waiting.get())
+        # A stage that is killed while it writes leaves a part of a line.
+        whole = [json.loads(line) for line in taken if line is not None and line.endswith("\n")]
+        if whole:
+            yield whole
+        if None in taken:
+            return
+        most = STEPS_A_CALL
+
+
+def _write(
+    connection: Connection, begin: Mapping[str, Any], messages: Iterable[list[dict[str, Any]]], key: str
+) -> None:
+    from mlflow.entities import RunTag
 
     client = connection.client
     _remove_dead(connection, key)
@@ -51,16 +86,26 @@ def _write(connection: Connection, begin: Mapping[str, Any], messages: Iterable[
         tags=_tags(begin, key),
     ).info.run_id
     state, end, record = "killed", None, None
-    for message in messages:
-        if "end" in message:
-            state, end, record = message["end"], message["time"], message["record"]
+    for taken in messages:
+        points = [point for message in taken if "step" in message for point in _points(message)]
+        for first in range(0, len(points), calls.METRICS_A_BATCH):
+            client.log_batch(run_id, points[first : first + calls.METRICS_A_BATCH])
+        if "end" in taken[-1]:
+            state, end, record = taken[-1]["end"], taken[-1]["time"], taken[-1]["record"]
             break
-        step = message["step"] + contents.FIRST_STEP
-        metrics = {contents.series_name(name): value for name, value in message["metrics"].items()}
-        client.log_batch(run_id, [Metric(name, value, message["time"], step) for name, value in metrics.items()])
-    tags = {"state": state} | ({"record": record} if record else {})
+    tags = {"state": state}
+    if record:  # From here on it may be adopted, first of all by this machine.
+        tags |= {"record": record, claims.COMPLETE: claims.claim(connection)}
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
     client.set_terminated(run_id, STATUS[state], end)
+
+
+def _points(message: Mapping[str, Any]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    step = message["step"] + contents.FIRST_STEP
+    metrics = {contents.series_name(name): value for name, value in message["metrics"].items()}
+    return [Metric(name, value, message["time"], step) for name, value in metrics.items()]
 
 
 def _tags(begin: Mapping[str, Any], key: str) -> dict[str, str]:
