@@ -124,4 +124,4 @@ def test_split_seeds_learn_from_the_scores_of_their_own_split():
     assert len({candidate.name for candidate in candidates}) == len(fits) == len(scored) == 13
     for candidate, fitted in zip(candidates, fits, strict=True):
         alone = fit("logistic_regression", train, validation, n_classes=3, **candidate.parameters)
-        np.testing.assert_allclose(fitted.validation, alone.validation, atol=1e-5)
+        np.testing.assert_allclose(fitted.validation, alone.validation, atol=1e-4)
