@@ -5,10 +5,13 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline import params, provenance
-from pipeline.classifiers import proposals, search
+from pipeline import metrics, params, provenance
+from pipeline.classifiers import logistic_regression, proposals, search
+from pipeline.commands import split_seeds
+from tests.families import data, fit
 from tests.test_search import Params
 
 GRID = {
@@ -97,3 +100,28 @@ def test_grids_and_random_draws_ask_for_no_scores_and_import_no_optuna():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=provenance.ROOT)
     assert done.stdout.split() == ["30", "False"]
+
+
+def test_split_seeds_learn_from_the_scores_of_their_own_split():
+    train, validation, _ = data("wine")
+    values = {
+        "compute": {"threads": 1, "batch_size": 1, "engine": "auto", "precision": "float32"},
+        "classifiers": {"logistic_regression": {
+            "search": "tpe", "candidates": 13, "grid": {name: GRID[name] for name in ("C", "scale", "class_weight")},
+        }},
+    }  # fmt: skip
+    given = params.Params(values, values)
+    scored: list[float] = []
+
+    def score(probabilities: np.ndarray) -> float:
+        scored.append(metrics.score("log_loss", probabilities, validation[1], positive=None))
+        return scored[-1]
+
+    candidates, fits = split_seeds._fit_all(
+        given, logistic_regression, "logistic_regression", {"train": train, "validation": validation}, 3, score,
+        seed=0, lower_is_better=True,
+    )  # fmt: skip
+    assert len({candidate.name for candidate in candidates}) == len(fits) == len(scored) == 13
+    for candidate, fitted in zip(candidates, fits, strict=True):
+        alone = fit("logistic_regression", train, validation, n_classes=3, **candidate.parameters)
+        np.testing.assert_allclose(fitted.validation, alone.validation, atol=1e-4)

@@ -12,6 +12,7 @@ import sklearn.datasets
 
 from pipeline import artifacts, metrics, watchdog
 from pipeline.classifiers import logistic_regression, table
+from pipeline.commands import demo
 from pipeline.params import Params, ParamsError
 from pipeline.progress import NoLog
 from pipeline.stages import sweep
@@ -374,3 +375,81 @@ def test_a_bad_time_limit_is_an_error_before_anything_is_fitted(project, monkeyp
     monkeypatch.setenv(watchdog.CANDIDATE_TIMEOUT, "soon")
     with pytest.raises(watchdog.TimeoutSettingError, match="received 'soon'"):
         run()
+
+
+MAJORITY = '''
+"""Says what share of training each class has, whatever the image."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import pydantic
+
+from pipeline.classifiers import family, search
+
+
+class Grid(search.Grid):
+    smoothing: search.Values[Annotated[int, pydantic.Field(ge=0)]]
+
+
+class Params(search.Search):
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Model:
+    shares: np.ndarray
+
+    def predict_proba(self, features):
+        return np.tile(self.shares, (len(features), 1))
+
+    def cost(self):
+        return self.shares.size, 0
+
+    def save(self, directory):
+        np.save(directory / "shares.npy", self.shares)
+
+
+class Fitter(family.Fitter):
+    def fit(self, parameters, start=None):
+        labels = self.task.train[1]
+        counts = np.bincount(labels, minlength=self.task.n_classes) + parameters["smoothing"]
+        model = Model((counts / counts.sum()).astype(np.float32))
+        return family.Fit(model, model.predict_proba(self.task.validation[0]))
+
+
+def load(directory):
+    return Model(np.load(directory / "shares.npy"))
+'''
+
+
+def test_a_new_family_is_one_module_a_line_in_the_table_and_a_block_of_params(project, stages, values):
+    """In a copy of the package: nothing else has to know of it, not even dvc.yaml."""
+    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, project / name)
+    package = project / "pipeline" / "classifiers"
+    (package / "majority.py").write_text(MAJORITY, encoding="utf-8")
+    table_file = package / "table.py"
+    entry = '    "majority": "pipeline.classifiers.majority",\n}'
+    table_file.write_text(table_file.read_text(encoding="utf-8").rstrip().removesuffix("}") + entry, encoding="utf-8")
+    grid = {"smoothing": [0, 10], "scale": [None], "class_weight": [None]}
+    classifiers = {**values["classifiers"], "majority": {"search": "grid", "grid": grid}}
+    demo.override_params(project / "params.yaml", {"classifiers": classifiers})
+    code = (
+        "from pipeline import params, schema; from pipeline.progress import NoLog; from pipeline.stages import sweep\n"
+        "values = params.load(); schema.check(values)\n"
+        "values['selection']['positive_class'] = 'malignant'\n"
+        "reads = [key.format(backbone='tiny', classifier='majority') for key in sweep.READS]\n"
+        "sweep.main(params.Params(values, reads), backbone='tiny', classifier='majority', log=NoLog())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=project)
+    record = artifacts.read_record(project / "results/runs/tiny-majority/record.json")
+    assert [candidate.name for candidate in record.candidates] == ["smoothing=0", "smoothing=10"]
+    from dvc.repo import Repo
+
+    with Repo.init(str(project), no_scm=True) as repo:
+        names = [stage.addressing for stage in repo.index.stages]
+    assert "sweep@efficientnet_lite0-majority" in names
+    assert len(names) == len(stages) + 1

@@ -14,8 +14,9 @@ from pipeline.classifiers import family, search
 
 MODEL_FILE = "model.npz"
 ENTRIES_AT_ONCE = 2**23  # distances in a block, 64 MB; many more would only fill the memory
-# Of squared distances from a product of matrices, relative to the squared norms: a safe bound of their rounding.
-ROUNDING = 1e-12
+# For each feature, a safe bound of the rounding of squared distances from a product of matrices, relative to the squared
+# norms.
+ROUNDING = 4 * np.finfo(np.float64).eps
 
 
 class Grid(search.Grid):
@@ -56,7 +57,7 @@ class Neighborhood:
         rough += squares
         rough += self._squares
         farthest = np.partition(rough, count - 1, axis=1)[:, count - 1 : count]
-        near = rough <= farthest + ROUNDING * (squares + self._squares.max())
+        near = rough <= farthest + ROUNDING * places.shape[1] * (squares + self._squares.max())
         rows, distances = np.empty((len(places), count), dtype=np.int64), np.empty((len(places), count))
         for row, place in enumerate(places):
             candidates = np.flatnonzero(near[row])
