@@ -600,6 +600,7 @@ def shown_methods(server: str, what: tracking.Comparison) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_another_environment_is_a_second_run_and_another_record_in_the_same_one_an_error(
     server: Server, wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     stage: Callable[[], float],

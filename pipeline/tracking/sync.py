@@ -136,7 +136,7 @@ class _Sync:
         wanted = view.tags(self.comparison.selected_by, smaller_is_better=self.comparison.smaller_is_better)
         for name, value in wanted.items():
             if known.get(name) != value:
-                self.client.set_experiment_tag(self.connection.experiment, name, value)
+                calls.insist(self.client.set_experiment_tag, self.connection.experiment, name, value)
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
@@ -196,16 +196,8 @@ class _Sync:
             for part in self.comparison.parts
         ]
         missing = [entry for entry in entries if entry.dataset.name not in known]
-        if not missing:
-            return
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.log_inputs(run.info.run_id, missing)
-        except MlflowException:
-            # On PostgreSQL the server refuses who comes second when two machines name a new data set at once. It is
-            # there now.
-            self.client.log_inputs(run.info.run_id, missing)
+        if missing:
+            calls.insist(self.client.log_inputs, run.info.run_id, missing)
 
     def log_comparison(self, run: Run) -> None:
         """Keep the leaderboard and the figures on the champion's run; again only when one of them changed."""
