@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = system_reason(error)
         if reason is None:
             raise
-        print(f"error: {error.filename or 'a file, or the console,'} cannot be read or written: {reason}", file=sys.stderr)
+        what = error.filename or "a file, or the console,"
+        print(f"error: {what} cannot be read or written: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -119,7 +119,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except WriteError as error:  # of a file inside the directory ``path``
         raise WriteError(path, error.reason, error.free) from error
-    except (BakeoffError, PermissionError):  # Which file may not be touched, the latter says: one that is read, perhaps.
+    except (BakeoffError, PermissionError):  # The latter says which file: perhaps one that is read.
         raise
     except Exception as error:
         place = path.absolute()

@@ -124,9 +124,9 @@ def content(place: Path) -> dict[str, bytes]:
     """Return the bytes of every file of an output, without hidden temporary neighbors; nothing if it is absent."""
     if place.is_file():
         return {place.name: place.read_bytes()}
-    files = [file for file in place.rglob("*") if file.is_file()]
-    names = {file.relative_to(place).as_posix(): file for file in files}
-    return {name: file.read_bytes() for name, file in names.items() if not any(p.startswith(".") for p in name.split("/"))}
+    files = {file.relative_to(place): file for file in place.rglob("*") if file.is_file()}
+    hidden = {name for name in files if any(part.startswith(".") for part in name.parts)}
+    return {name.as_posix(): file.read_bytes() for name, file in files.items() if name not in hidden}
 
 
 def kill(process: subprocess.Popen, moment: float) -> bool:

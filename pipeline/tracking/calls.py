@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.tracking import contents
@@ -33,6 +33,22 @@ def search(connection: Connection, condition: str) -> list[Run]:
         token = page.token
         if not token:
             return found
+
+
+def insist(call: Callable[..., object], *arguments: object) -> None:
+    """Call once more if the server refuses the first time.
+
+    Of two machines that insert the same row at once, say a tag of the experiment, a server on PostgreSQL refuses one
+    with a UniqueViolation; the next time, the row is there and is updated or left alone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        call(*arguments)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        call(*arguments)
 
 
 def log(

@@ -6,8 +6,8 @@ same environment is removed. The tag ``complete`` is written last, so an interru
 numbers added here carry the run's own start time, so that writing one twice is writing it once.
 
 Several machines may do this to one server at once, and a request that took too long may be sent twice. A run that is
-not complete carries a claim (`claims.claim`), and others leave it alone for a while; what was created twice all the same
-is found by a second look, and one of the two is removed.
+not complete carries a claim (`claims.claim`), and others leave it alone for a while; what was created twice all the
+same is found by a second look, and one of the two is removed.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class _Sync:
         if self.elsewhere:
             minutes = claims.SECONDS // 60
             self.problems[
-                f"not complete in MLflow: {', '.join(self.elsewhere)}. Another machine is adding them now, or was stopped "
-                f"while it did: call `python -m pipeline sync` again, after at most {minutes} minutes"
+                f"not complete in MLflow: {', '.join(self.elsewhere)}. Another machine is adding them now, or was "
+                f"stopped while it did: call `python -m pipeline sync` again, after at most {minutes} minutes"
             ] = None
 
     def save_views(self) -> None:
@@ -140,7 +140,7 @@ class _Sync:
         )
         for name, value in wanted.items():
             if known.get(name) != value:
-                self.client.set_experiment_tag(self.connection.experiment, name, value)
+                calls.insist(self.client.set_experiment_tag, self.connection.experiment, name, value)
 
     # --- a method's run --------------------------------------------------------------------------------------------
 
@@ -210,16 +210,8 @@ class _Sync:
             for part in self.comparison.parts
         ]
         missing = [entry for entry in entries if entry.dataset.name not in known]
-        if not missing:
-            return
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.log_inputs(run.info.run_id, missing)
-        except MlflowException:
-            # On PostgreSQL the server refuses who comes second when two machines name a new data set at once. It is
-            # there now.
-            self.client.log_inputs(run.info.run_id, missing)
+        if missing:
+            calls.insist(self.client.log_inputs, run.info.run_id, missing)
 
     def log_comparison(self, run: Run) -> None:
         """Keep the leaderboard and the figures on the champion's run; again only when one of them changed."""
