@@ -135,6 +135,8 @@ class Fitter(family.Fitter):
     Class weights are weights of votes.
     """
 
+    draws = False
+
     def __init__(self, task: family.Task, params: Params):
         super().__init__(task, params)
         asked = params.grid.n_neighbors
