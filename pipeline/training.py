@@ -365,8 +365,11 @@ def _batches(labels: np.ndarray, load: LoadTrain, *, batch_size: int, seed: int 
     signature = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int64))
     batches = tf.data.Dataset.from_generator(epoch, output_signature=signature)
     count = math.ceil(len(labels) / batch_size)
+    options = tf.data.Options()
+    # Nothing here can be tuned, and the thread that would try sleeps for seconds when an epoch's iterator waits for it.
+    options.autotune.enabled = False
     # One thread reads ahead while the network computes; two batches in memory are enough for that.
-    return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+    return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2).with_options(options)
 
 
 def _reporter(epochs: int, log: Log) -> keras.callbacks.Callback:

@@ -311,3 +311,10 @@ def test_two_processes_train_the_same_bytes():
         for _ in range(2)
     ]
     assert digests[0] == digests[1]
+
+
+def test_no_epoch_ends_by_waiting_for_a_thread_that_tunes_the_reading_of_batches(digits):
+    # TensorFlow's tuner sleeps for up to many seconds, and who drops the iterator of a finished epoch waits for it.
+    batches = training._batches(digits.train_labels, digits.train, batch_size=8, seed=0)
+    assert batches.options().autotune.enabled is False
+    assert len(list(batches)) == len(batches) == 5
