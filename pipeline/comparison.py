@@ -111,7 +111,7 @@ def _calibrated(validation: np.ndarray, test: np.ndarray, protocol: Protocol) ->
 def rank(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
     """Return the methods best first by the chosen metric on validation, then log loss, then order; the first wins.
 
-    Both are means over the repeats: a single training may have been lucky (docs/decisions/0016).
+    Both are means over the repeats: a single training may have been lucky (docs/decisions/0014).
     """
     order = metrics.ranking_of_means(
         np.stack([[each.probabilities for each in method.repeats["validation"]] for method in methods]),

@@ -353,3 +353,14 @@ def test_predict_refuses_a_calibrator_of_another_training(calibrated):
     with pytest.raises(BakeoffError, match="calibrates other predictions"):
         predict.main(arguments(predict, "photo.jpg"))
     assert predict.main(arguments(predict, "photo.jpg", "--uncalibrated")) == 0
+
+
+def test_predict_finds_every_format_in_a_folder_and_nothing_else(tmp_path):
+    from PIL import Image
+
+    for name in ("a.jpg", "b.PNG", "deep/c.webp", "d.avif", "e.jp2", "f.ppm", "g.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = predict.find_images([str(tmp_path)])
+    assert [path.name for path in found] == ["a.jpg", "b.PNG", "d.avif", "c.webp", "e.jp2", "f.ppm", "g.tif"]

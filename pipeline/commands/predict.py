@@ -17,7 +17,6 @@ from pipeline import artifacts
 from pipeline.errors import BakeoffError
 from pipeline.progress import progress
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Enough images to keep the reader ahead of the engine, few enough to show progress every few seconds.
 CHUNK = 64
 
@@ -84,13 +83,23 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
         files = [file for match in matches for file in (_in_folder(match) if match.is_dir() else [match])]
         if not files:
-            raise BakeoffError(f"{text}: no image found; give files, folders or patterns of {', '.join(ENDINGS)}")
+            raise BakeoffError(f"{text}: no image found; give files, folders or patterns of {', '.join(endings())}")
         found.update(dict.fromkeys(files))
     return list(found)
 
 
+def endings() -> list[str]:
+    """Return what the names of files of the formats that are read end with. A file given by name may end otherwise."""
+    from PIL import Image
+
+    from pipeline import images
+
+    return sorted(ending for ending, name in Image.registered_extensions().items() if name in images.FORMATS)
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    known = set(endings())
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.is_file())
 
 
 def _classify(model, chunk: list[Path], failed: list[str], image_error: type[Exception]):

@@ -2,7 +2,7 @@
 
 An MLflow server has no locks. A run that is not whole carries a claim instead, and what was created twice all the same,
 because two machines looked before either had created it or because a request was sent twice, is sorted out afterwards
-(docs/decisions/0017).
+(docs/decisions/0015).
 """
 
 from __future__ import annotations
