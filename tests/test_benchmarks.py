@@ -195,6 +195,8 @@ def runner(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(results, "JSON", tmp_path / "results.json")
     monkeypatch.setattr(results, "MARKDOWN", tmp_path / "RESULTS.md")
+    # A script that is written anew within a second, of the same length, has the byte code of the old one.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
     def write(name: str, found: Row, *, works: bool = True) -> None:
         code = f"import pathlib, sys; open('{tmp_path}/started', 'a').write('{name} ')\n"

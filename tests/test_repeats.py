@@ -238,6 +238,7 @@ def train(stage: Any, *, log: NoLog | None = None, repeats: int = 2) -> Path:
     return artifacts.RUNS / f"{next(iter(item.values()))}-{name}"
 
 
+@pytest.mark.slow
 def test_the_first_training_of_a_network_is_the_same_alone_and_among_others(images, monkeypatch):
     alone = contents(train(scratch, repeats=1))
     steps: list[set[str]] = []
@@ -271,6 +272,7 @@ def test_the_first_training_of_a_network_is_the_same_alone_and_among_others(imag
     assert list(network_runs.CACHE.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_each_repeat_from_the_head_of_that_repeat(images):
     heads = train(head)
     of_heads = artifacts.read_predictions(heads / "predictions.npz")

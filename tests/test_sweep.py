@@ -449,7 +449,10 @@ def test_a_new_family_is_one_module_a_line_in_the_table_and_a_block_of_params(pr
     assert [candidate.name for candidate in record.candidates] == ["smoothing=0", "smoothing=10"]
     from dvc.repo import Repo
 
-    with Repo.init(str(project), no_scm=True) as repo:
+    # Not by `Repo.init`, whose logger may hold the stream that an earlier test captured.
+    (project / ".dvc").mkdir()
+    (project / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    with Repo(str(project)) as repo:
         names = [stage.addressing for stage in repo.index.stages]
     assert "sweep@efficientnet_lite0-majority" in names
     assert len(names) == len(stages) + 1

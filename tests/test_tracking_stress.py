@@ -678,7 +678,14 @@ def disk(project: Path) -> Iterator[Path]:
         yield mounted
 
 
-@pytest.mark.parametrize("room", [0, 40, 200], ids=["for nothing", "for some rows", "for rows and some artifacts"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(0, id="for nothing"),
+        pytest.param(40, id="for some rows", marks=pytest.mark.slow),
+        pytest.param(200, id="for rows and some artifacts", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_under_the_store_is_one_warning_and_sync_completes_it_later(
     disk: Path,
     wanted: tracking.Comparison,
