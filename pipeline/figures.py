@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.plotting import COLORS, GREY, LINE_STYLES, epoch_axis, figure_file, legible, mark_learning_rates
+from pipeline.plotting import COLORS, GREY, LINE_STYLES, epoch_axis, figure_file, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

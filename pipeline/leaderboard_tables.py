@@ -77,8 +77,8 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
         f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
         f"{confidence:.0%}, from {samples:,} bootstrap resamples of the images, for this split and these trained "
         f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons. "
-        f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies too "
-        f"high and can miss the value. MACs: multiply-adds for one image."
+        f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies "
+        f"too high and can miss the value. MACs: multiply-adds for one image."
     )
     notes = " ".join([notes, *_about_repeats(entries)])
     return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"

@@ -19,7 +19,6 @@ import numpy as np
 from pipeline import artifacts, feature_store, images, inference, networks, training
 from pipeline.calibration import calibrators
 
-
 # Images a forward pass; the prediction of an image does not depend on it.
 BATCH_SIZE = 8
 

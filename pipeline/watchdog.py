@@ -45,7 +45,7 @@ def candidate_timeout() -> float:
 
 @contextlib.contextmanager
 def watched(label: str, *, timeout: float = math.inf, advice: str = "") -> Iterator[None]:
-    """Say every few seconds that the body goes on; after ``timeout`` seconds say so with ``advice`` and end the process.
+    """Say every few seconds that the body goes on; after ``timeout`` seconds say ``advice`` and end the process.
 
     Native code cannot be interrupted from Python, so the process ends at once, without cleaning up: safe where
     everything that is kept is written whole.

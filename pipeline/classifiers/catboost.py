@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline.classifiers import family, search
+from pipeline.classifiers import boosting, family, search
 
 if TYPE_CHECKING:
     import catboost
@@ -27,11 +27,7 @@ class Grid(search.Grid):
     l2_leaf_reg: search.Values[search.NotNegative]
 
 
-class Params(search.Search):
-    """``trees``: the most there can be, each for all classes. ``patience``: trees without improvement."""
-
-    trees: Annotated[int, pydantic.Field(ge=1)]
-    patience: Annotated[int, pydantic.Field(ge=1)]
+class Params(boosting.Params):
     grid: Grid
 
 
@@ -54,7 +50,7 @@ class Model:
 
 
 class Fitter(family.Fitter):
-    """Builds the pools once. Not converged: the validation loss still improved when the last tree was built."""
+    """Builds the pools once."""
 
     def __init__(self, task: family.Task, params: Params):
         import catboost
@@ -85,20 +81,14 @@ class Fitter(family.Fitter):
             logging_level="Silent",
         )
         booster.fit(training, eval_set=validation)
-        history = [float(value) for value in booster.get_evals_result()["validation"][loss]]
+        history = booster.get_evals_result()["validation"][loss]
         best = booster.best_iteration_ + 1
         # CatBoost stores a random identifier, the time, and the number of threads, a property of the machine.
         metadata = booster.get_metadata()
         metadata["model_guid"] = metadata["train_finish_time"] = ""
         metadata["params"] = re.sub(r'"thread_count":\d+', '"thread_count":1', metadata["params"])
         model = Model(prepared.preparation, booster)
-        return family.Fit(
-            model,
-            model.predict_proba(self.task.validation[0]),
-            converged=len(history) - best >= self.params.patience,
-            notes={"best_iteration": best},
-            history={"validation_log_loss": history},
-        )
+        return boosting.fit(model, self.task, self.params, history=history, best=best)
 
     def _pooled(self, prepared: family.Prepared, scale: str | None) -> tuple[catboost.Pool, catboost.Pool]:
         if scale not in self._pools:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline.classifiers import family, search
+from pipeline.classifiers import boosting, family, search
 from pipeline.classifiers.trees import Tree, Trees
 
 MODEL_FILE = "model.npz"
@@ -27,11 +27,7 @@ class Grid(search.Grid):
     l2_regularization: search.Values[search.NotNegative]
 
 
-class Params(search.Search):
-    """``trees``: the most there can be, a class if there are more than two. ``patience``: trees without improvement."""
-
-    trees: Annotated[int, pydantic.Field(ge=1)]
-    patience: Annotated[int, pydantic.Field(ge=1)]
+class Params(boosting.Params):
     grid: Grid
 
 
@@ -100,7 +96,7 @@ class Bins:
 
 
 class Fitter(family.Fitter):
-    """Bins the features once. Not converged: the validation loss still improved when the last tree was built."""
+    """Bins the features once."""
 
     def __init__(self, task: family.Task, params: Params):
         import sklearn.ensemble
@@ -135,13 +131,7 @@ class Fitter(family.Fitter):
         best = int(np.argmin(history)) + 1
         grown = [bins.tree(each.nodes) for iteration in booster._predictors[:best] for each in iteration]
         model = Model(prepared.preparation, booster._baseline_prediction[0], Trees.of(grown))
-        return family.Fit(
-            model,
-            model.predict_proba(self.task.validation[0]),
-            converged=len(history) < self.params.trees or len(history) - best >= self.params.patience,
-            notes={"best_iteration": best},
-            history={"validation_log_loss": history},
-        )
+        return boosting.fit(model, self.task, self.params, history=history, best=best)
 
     def _examples(
         self, prepared: family.Prepared, scale: str | None

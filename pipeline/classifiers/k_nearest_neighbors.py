@@ -14,8 +14,8 @@ from pipeline.classifiers import family, search
 
 MODEL_FILE = "model.npz"
 ENTRIES_AT_ONCE = 2**23  # distances in a block, 64 MB; many more would only fill the memory
-# For each feature, a safe bound of the rounding of squared distances from a product of matrices, relative to the squared
-# norms.
+# For each feature, a safe bound of the rounding of squared distances from a product of matrices, relative to the
+# squared norms.
 ROUNDING = 4 * np.finfo(np.float64).eps
 
 

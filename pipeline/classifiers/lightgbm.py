@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline.classifiers import family, search
+from pipeline.classifiers import boosting, family, search
 
 if TYPE_CHECKING:
     import lightgbm
@@ -27,11 +27,7 @@ class Grid(search.Grid):
     min_data_in_leaf: search.Values[Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]]
 
 
-class Params(search.Search):
-    """``trees``: the most there can be, a class if there are more than two. ``patience``: trees without improvement."""
-
-    trees: Annotated[int, pydantic.Field(ge=1)]
-    patience: Annotated[int, pydantic.Field(ge=1)]
+class Params(boosting.Params):
     grid: Grid
 
 
@@ -54,7 +50,7 @@ class Model:
 
 
 class Fitter(family.Fitter):
-    """Bins the features once. Not converged: the validation loss still improved when the last tree was built."""
+    """Bins the features once."""
 
     def __init__(self, task: family.Task, params: Params):
         import lightgbm
@@ -88,18 +84,12 @@ class Fitter(family.Fitter):
                 self._lightgbm.record_evaluation(evaluated),
             ],
         )
-        history = [float(value) for value in evaluated["validation"][loss]]
+        history = evaluated["validation"][loss]
         best = booster.best_iteration
         # The number of threads is a property of the machine, not of the model.
         text = re.sub(r"\[num_threads: \d+\]", "[num_threads: 0]", booster.model_to_string(num_iteration=best))
         model = Model(prepared.preparation, self._lightgbm.Booster(model_str=text))
-        return family.Fit(
-            model,
-            model.predict_proba(self.task.validation[0]),
-            converged=len(history) - best >= self.params.patience,
-            notes={"best_iteration": best},
-            history={"validation_log_loss": history},
-        )
+        return boosting.fit(model, self.task, self.params, history=history, best=best)
 
     def _shared(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the settings that binning looks at, and those that are the same for all candidates."""

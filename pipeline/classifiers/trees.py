@@ -1,7 +1,7 @@
 """Decision trees as plain arrays: found by scikit-learn, kept and followed without it.
 
-A pickle ties a file to one version of scikit-learn and runs code when it is opened; and scikit-learn adds up a forest in
-whatever order its threads end.
+A pickle ties a file to one version of scikit-learn and runs code when it is opened; and scikit-learn adds up a forest
+in whatever order its threads end.
 """
 
 from __future__ import annotations

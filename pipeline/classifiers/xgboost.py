@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline.classifiers import family, search
+from pipeline.classifiers import boosting, family, search
 
 if TYPE_CHECKING:
     import xgboost
@@ -27,11 +27,7 @@ class Grid(search.Grid):
     reg_lambda: search.Values[search.NotNegative]
 
 
-class Params(search.Search):
-    """``trees``: the most there can be, a class if there are more than two. ``patience``: trees without improvement."""
-
-    trees: Annotated[int, pydantic.Field(ge=1)]
-    patience: Annotated[int, pydantic.Field(ge=1)]
+class Params(boosting.Params):
     grid: Grid
 
 
@@ -53,10 +49,7 @@ class Model:
 
 
 class Fitter(family.Fitter):
-    """Bins the features once for each class weight: bins hold equal weights, not equal numbers of images.
-
-    Not converged: the validation loss still improved when the last tree was built.
-    """
+    """Bins the features once for each class weight: bins hold equal weights, not equal numbers of images."""
 
     def __init__(self, task: family.Task, params: Params):
         import xgboost
@@ -93,16 +86,10 @@ class Fitter(family.Fitter):
             evals_result=evaluated,
             verbose_eval=False,
         )
-        history = [float(value) for value in evaluated["validation"][loss]]
+        history = evaluated["validation"][loss]
         best = booster.best_iteration + 1
         model = Model(prepared.preparation, booster[:best])
-        return family.Fit(
-            model,
-            model.predict_proba(self.task.validation[0]),
-            converged=len(history) - best >= self.params.patience,
-            notes={"best_iteration": best},
-            history={"validation_log_loss": history},
-        )
+        return boosting.fit(model, self.task, self.params, history=history, best=best)
 
     def _matrices(
         self, prepared: family.Prepared, scale: str | None, class_weight: str | None

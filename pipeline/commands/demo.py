@@ -1,7 +1,8 @@
 """Run the same pipeline on 200 images and three methods, in .demo, in a few minutes.
 
 `.demo` is a clone of the project's files with a git repository, a DVC cache and an MLflow store of its own; only
-params.yaml differs, and the feature store is the project's. Calling this again goes on where it stopped. Nothing of the project itself changes.
+params.yaml differs, and the feature store is the project's. Calling this again goes on where it stopped. Nothing of the
+project itself changes.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ CACHE = Path(".cache/sweeps")
 FITS_NOTHING = {"selection", "repeats"}
 
 TOO_SLOW = (
-    "Finished candidates are kept, and the next `dvc repro` goes on from them. Make the candidate cheaper (params.yaml: "
-    f"classifiers.{{classifier}}) or allow more than {{timeout:g}} s ({watchdog.CANDIDATE_TIMEOUT} in the environment)."
+    "Finished candidates are kept, and the next `dvc repro` goes on from them. Make the candidate cheaper "
+    "(params.yaml: classifiers.{classifier}) or allow more than {timeout:g} s "
+    f"({watchdog.CANDIDATE_TIMEOUT} in the environment)."
 )
 
 

@@ -91,7 +91,7 @@ class _Sync:
             self.method(method, position)
             name = contents.method_name(method.record.network, method.record.method)
             say(f"MLflow: {position + 1}/{len(methods)} {name}: {_added(self.added - before)}")
-        if self.elsewhere or self.added and self.connection.store.database is None:
+        if self.elsewhere or (self.added and self.connection.store.database is None):
             self.look_again()
         self.mark_current()
         candidates = sum(len(method.record.candidates) for method in methods)
