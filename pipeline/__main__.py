@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "sync": "add what is missing to the MLflow store",
     "ui": "fill MLflow and open its page",
     "demo": "the same pipeline on 200 images and three methods",
+    "recipe": "put a recipe of docs/recipes.md into params.yaml",
     "clean-features": "remove the kept computations of frozen networks",
     "prune": "remove results that params.yaml no longer declares",
     "lock": "compare dvc.lock with the committed one",

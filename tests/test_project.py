@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
         *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
-        *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("quality", "recipes", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
     ("activations", "calibration_table", "comparison", "leaderboard_tables"),
     ("network_runs", "predictor"),

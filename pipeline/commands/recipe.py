@@ -1,0 +1,75 @@
+"""Put a recipe of docs/recipes.md in place: the values of params.yaml that it names, and nothing else.
+
+Without a name: list the recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import params, recipes, schema
+from pipeline.commands import demo
+from pipeline.progress import say
+
+# A value that takes more than this of a line is shortened: `git diff` shows it whole.
+SHOWN = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which; without one, all are listed")
+    parser.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    known = recipes.read()
+    if arguments.name is None:
+        width = max(map(len, known))
+        for recipe in known.values():
+            say(f"{recipe.name:<{width}}  {recipe.title}")
+        say(f"\nWhat each is good for, and where it comes from: {recipes.PAGE}")
+        return 0
+    recipe = known.get(arguments.name)
+    if recipe is None:
+        near = difflib.get_close_matches(arguments.name, known, n=3, cutoff=0.0)
+        raise recipes.RecipeError(
+            f"There is no recipe {arguments.name!r}. Nearest: {', '.join(near)}; "
+            "`python -m pipeline recipe` lists all of them"
+        )
+    values = params.load()
+    changes = recipes.replacements(recipe, values)
+    # Before anything is written: what the recipe asks for may not fit what else params.yaml says.
+    schema.check(replaced(values, changes))
+    say(f"{recipe.name}: {recipe.title}")
+    for key, value in changes.items():
+        say(f"  {key}: {_shown(params.lookup(values, key))} -> {_shown(value)}")
+    if not changes:
+        say("  params.yaml says so already")
+    elif not arguments.dry_run:
+        demo.override_params(params.PARAMS_FILE, changes)
+        say("params.yaml is written; `git diff params.yaml` shows it, `git checkout params.yaml` takes it back.")
+    say("Next: make repro")
+    return 0
+
+
+def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the contents of params.yaml with the values at dotted keys replaced."""
+    result = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        parent, _, name = key.rpartition(".")
+        block = params.lookup(result, parent) if parent else result
+        if name not in block:
+            raise params.ParamsError(params.unknown_key(name, block, where=parent))
+        block[name] = value
+    return result
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and all(isinstance(inner, Mapping) for inner in value.values()):
+        value = list(value)  # families, variants: their names say which
+    text = json.dumps(value, ensure_ascii=False).replace('"', "")
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
