@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from pipeline import npz
 from pipeline.errors import BakeoffError, system_reason
 
 PARTS = ("train", "validation", "test")
@@ -307,7 +308,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     _check_predictions(path, predictions)
     repeats = {name: array for name in _REPEATS if (array := getattr(predictions, name)) is not None}
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, validation=predictions.validation, test=predictions.test, **repeats)
+        npz.save(file, validation=predictions.validation, test=predictions.test, **repeats)
 
 
 def read_predictions(path: Path) -> Predictions:

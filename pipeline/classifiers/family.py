@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from pipeline import npz
 from pipeline.errors import BakeoffError
 from pipeline.params import Block, ParamsError
 
@@ -122,7 +123,7 @@ class Preparation:
 
     def save(self, directory: Path) -> None:
         arrays = {"seen": self.seen, "mean": self.mean, "deviation": self.deviation}
-        np.savez(directory / PREPARATION_FILE, n_classes=np.int64(self.n_classes), **arrays)
+        npz.save(directory / PREPARATION_FILE, n_classes=np.int64(self.n_classes), **arrays)
 
     @classmethod
     def load(cls, directory: Path) -> Preparation:

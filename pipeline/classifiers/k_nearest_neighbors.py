@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pydantic
 
+from pipeline import npz
 from pipeline.classifiers import family, search
 
 MODEL_FILE = "model.npz"
@@ -118,7 +119,7 @@ class Model:
 
     def save(self, directory: Path) -> None:
         self.preparation.save(directory)
-        np.savez(
+        npz.save(
             directory / MODEL_FILE,
             features=self.features,
             labels=self.labels,

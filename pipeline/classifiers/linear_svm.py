@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import npz
 from pipeline.classifiers import family, newton, search, sigmoid, squared_hinge
 
 MODEL_FILE = "model.npz"
@@ -56,7 +57,7 @@ class Model:
     def save(self, directory: Path) -> None:
         self.preparation.save(directory)
         arrays = {"weights": self.weights, "intercepts": self.intercepts, "sigmoids": self.sigmoids}
-        np.savez(directory / MODEL_FILE, **arrays)
+        npz.save(directory / MODEL_FILE, **arrays)
 
 
 class Fitter(family.Fitter):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import npz
 from pipeline.classifiers import family, newton, search
 
 MODEL_FILE = "model.npz"
@@ -54,7 +55,7 @@ class Model:
 
     def save(self, directory: Path) -> None:
         self.preparation.save(directory)
-        np.savez(directory / MODEL_FILE, weights=self.weights, intercepts=self.intercepts)
+        npz.save(directory / MODEL_FILE, weights=self.weights, intercepts=self.intercepts)
 
 
 class Fitter(family.Fitter):

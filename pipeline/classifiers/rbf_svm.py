@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
+from pipeline import npz
 from pipeline.classifiers import family, nystroem, search, sigmoid
 from pipeline.progress import say
 
@@ -88,7 +89,7 @@ class Model:
     def save(self, directory: Path) -> None:
         self.preparation.save(directory)
         arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "preparation"}
-        np.savez(directory / MODEL_FILE, **arrays)
+        npz.save(directory / MODEL_FILE, **arrays)
 
 
 def decide(kernel: np.ndarray, counts: np.ndarray, dual: np.ndarray, intercepts: np.ndarray) -> np.ndarray:

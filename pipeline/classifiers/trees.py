@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import npz
+
 ROWS_AT_ONCE = 256
 
 
@@ -91,7 +93,7 @@ class Trees:
         return len(self.feature) + self.leaves.size
 
     def save(self, path: Path) -> None:
-        np.savez(path, **{each.name: getattr(self, each.name) for each in fields(self)})
+        npz.save(path, **{each.name: getattr(self, each.name) for each in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> Trees:
