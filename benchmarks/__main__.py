@@ -80,7 +80,7 @@ def key(repeats: int | None) -> str:
     files = sorted(file for folder in ("pipeline", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
     files.append(ROOT / "params.yaml")
     digests = {file.relative_to(ROOT).as_posix(): artifacts.sha256_file(file) for file in files}
-    return provenance.digest([digests, results.environment_digest(), repeats])[:16]
+    return provenance.digest([digests, results.environment(), repeats])[:16]
 
 
 def command_of(name: str) -> str:
@@ -112,19 +112,18 @@ def write_results(names: Sequence[str], kept: Path) -> None:
     """Put the rows of ``names`` into results.json and render RESULTS.md; without a name, leave both alone."""
     if not names:
         return
+    today = datetime.date.today()
     new = {
-        command_of(name): results.stamped(rows.read(kept / f"{name}.json"), command=command_of(name)) for name in names
+        command_of(name): results.stamped(rows.read(kept / f"{name}.json"), command=command_of(name), day=today)
+        for name in names
     }
     old = rows.read(results.JSON) if results.JSON.exists() else []
     found = results.merged(old, new, order=[command_of(name) for name in BENCHMARKS])
-    left_out = sorted({row.command for row in old} - {row.command for row in found})
-    results.write(found, day=datetime.date.today())
+    results.write(found)
     say("")
     for row in found:
         if row.command in new:
             say(f"{row.claim}\n    {row.text()}")
-    if left_out:
-        say(f"Left out, measured on another machine or with other versions: {', '.join(left_out)}")
     say(f"Written: {os.path.relpath(results.MARKDOWN)}, {os.path.relpath(results.JSON)}")
 
 

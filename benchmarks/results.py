@@ -1,4 +1,4 @@
-"""benchmarks/results.json and benchmarks/RESULTS.md: rows of several benchmarks, one machine, one environment."""
+"""benchmarks/results.json and benchmarks/RESULTS.md: rows of several benchmarks, each with where it was measured."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ Written by `make bench`; one command alone: see the table, from the root of the 
 Every number is the median of n runs that take turns with what they are compared with; in brackets the smallest and the
 largest. Times are those of whole processes, as a user waits: interpreter, imports and start-up included. Each rival is
 what a competent user of that library writes, from the same files to the same kind of result: `benchmarks/rivals/`.
+Compare numbers of one row; those of different rows may have been measured on different machines or days:
 """
 
 
-def environment_digest() -> str:
-    """Return a short digest of what times depend on besides the code: machine and package versions."""
-    return provenance.digest([provenance.environment(), machine()])[:12]
+def environment() -> str:
+    """Return what times depend on besides the code, on one line: machine, system and package versions."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{', '.join(f'{name}: {value}' for name, value in machine().items())}; {packages}"
 
 
 def machine() -> dict[str, str]:
@@ -75,51 +77,40 @@ def commit() -> str:
     return f"{head}+" if head and changed else head
 
 
-def stamped(found: Sequence[Row], *, command: str) -> list[Row]:
-    """Return rows with what measured them."""
-    stamp = {"command": command, "commit": commit(), "environment": environment_digest()}
+def stamped(found: Sequence[Row], *, command: str, day: datetime.date) -> list[Row]:
+    """Return rows with what measured them, where and when."""
+    stamp = {"command": command, "commit": commit(), "day": day.isoformat(), "environment": environment()}
     return [row.model_copy(update=stamp) for row in found]
 
 
 def merged(old: Sequence[Row], new: Mapping[str, Sequence[Row]], *, order: Sequence[str]) -> list[Row]:
     """Return the rows of ``new``, {command: rows}, and those of ``old`` that other commands of ``order`` measured.
 
-    Old rows of another machine or environment are left out: one file speaks of one machine. Rows are in the order of
-    their commands.
+    Old rows stay as they were measured, elsewhere perhaps: a ratio is of two sides that took turns on one machine. Rows
+    are in the order of their commands.
     """
-    kept = [row for row in old if row.command not in new and row.environment == environment_digest()]
+    kept = [row for row in old if row.command not in new]
     everything = [*kept, *(row for found in new.values() for row in found)]
     return sorted((row for row in everything if row.command in order), key=lambda row: order.index(row.command))
 
 
-def write(found: Sequence[Row], *, day: datetime.date) -> None:
+def write(found: Sequence[Row]) -> None:
     """Write both files."""
     rows.write(JSON, found)
-    reasons = artifacts.read_json(REASONS) if REASONS.exists() else {}
-    text = markdown(found, machine=machine(), versions=versions(), reasons=reasons, day=day)
-    artifacts.write_text(MARKDOWN, text)
+    artifacts.write_text(MARKDOWN, markdown(found, artifacts.read_json(REASONS) if REASONS.exists() else {}))
 
 
-def markdown(
-    found: Sequence[Row],
-    *,
-    machine: Mapping[str, str],
-    versions: Mapping[str, str],
-    reasons: Mapping[str, str],
-    day: datetime.date,
-) -> str:
+def markdown(found: Sequence[Row], reasons: Mapping[str, str]) -> str:
     """Return RESULTS.md. A missed target stands in capitals, with its reason below the table."""
-    parts = [
-        HEAD,
-        f"{day.isoformat()}, {', '.join(f'{name}: {value}' for name, value in machine.items())}.\n"
-        f"{', '.join(f'{name} {value}' for name, value in versions.items())}.\n",
-    ]
+    places = list(dict.fromkeys(row.environment for row in found))
+    letters = {place: _letter(position) for position, place in enumerate(places)}
+    parts = [HEAD, "\n".join(f"{letters[place]}. {place}." for place in places) + "\n"]
     ratios = [row for row in found if row.ratio is not None]
     values = [row for row in found if row.value is not None]
     if ratios:
-        parts += ["## How many times faster\n", _table(ratios, "ratio")]
+        parts += ["## How many times faster\n", _table(ratios, "ratio", letters)]
     if values:
-        parts += ["## Times and memory\n", _table(values, "value")]
+        parts += ["## Times and memory\n", _table(values, "value", letters)]
     missed = [row for row in found if row.met is False]
     if missed:
         unknown = "no reason is written yet in reasons.json"
@@ -128,15 +119,20 @@ def markdown(
     return "\n".join(parts)
 
 
-def _table(found: Sequence[Row], kind: str) -> str:
+def _letter(position: int) -> str:
+    return chr(ord("A") + position)
+
+
+def _table(found: Sequence[Row], kind: str, letters: Mapping[str, str]) -> str:
     lines = [
-        f"| claim: against | {kind} | target | | n | details | command | commit |",
-        "|---|---:|---:|---|---:|---|---|---|",
+        f"| claim: against | {kind} | target | | n | details | command | commit | on |",
+        "|---|---:|---:|---|---:|---|---|---|---|",
     ]
     for row in found:
         verdict = {True: "met", False: "MISSED", None: "reported"}[row.met]
         number = f"{row.amount(row.number)} [{figure(row.low)}, {figure(row.high)}]"
-        cells = (row.claim, number, row.goal(), verdict, str(row.n), row.detail, f"`{row.command}`", row.commit)
+        place = f"{letters[row.environment]}, {row.day}"
+        cells = (row.claim, number, row.goal(), verdict, str(row.n), row.detail, f"`{row.command}`", row.commit, place)
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

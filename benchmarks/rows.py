@@ -17,8 +17,8 @@ class Row(pydantic.BaseModel):
 
     Either ``ratio`` (how many times better than the rival; ``target`` is the least) or ``value`` in ``unit`` (seconds,
     memory; ``target`` is the most). ``low`` and ``high`` are the smallest and the largest of ``n`` repeats, of which
-    ``ratio`` or ``value`` is the median. A target of None means: reported only. ``command``, ``commit`` and
-    ``environment`` (a digest) say what measured it.
+    ``ratio`` or ``value`` is the median. A target of None means: reported only. ``command`` and ``commit``
+    say what measured it, ``environment`` and ``day`` where and when.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +35,7 @@ class Row(pydantic.BaseModel):
     command: str = ""
     commit: str = ""
     environment: str = ""
+    day: str = ""
 
     @pydantic.model_validator(mode="after")
     def _one_number(self) -> Row:
@@ -54,7 +55,6 @@ class Row(pydantic.BaseModel):
         if self.target is None:
             return None
         return self.number >= self.target if self.value is None else self.number <= self.target
-
 
     def text(self) -> str:
         """Return the number, its spread, the target and whether it is met, on one line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib
 import json
 import os
@@ -164,17 +163,34 @@ def test_a_killed_benchmark_goes_on_with_the_next_measurement(job, tmp_path):
 
 
 def render(found: list[Row], **reasons: str) -> str:
-    return results.markdown(
-        found, machine={"CPU": "a chip"}, versions={"keras": "3.15.1"}, reasons=reasons, day=datetime.date(2025, 1, 31)
-    )
+    return results.markdown(found, reasons)
 
 
-def test_results_show_hardware_versions_spread_command_and_verdict():
+def test_results_show_spread_command_and_verdict():
     text = render([row(target=1.5, command="python -m benchmarks.head"), row("memory", "value", unit="GB")])
-    assert "2025-01-31, CPU: a chip." in text and "keras 3.15.1" in text
     assert "| a claim | 2.00x [1.00, 4.00] | at least 1.50x | met | 5 |  | `python -m benchmarks.head` |" in text
     assert "| memory | 2.00 GB [1.00, 4.00] |  | reported | 5 |" in text
     assert "missed" not in text and "MISSED" not in text
+
+
+def test_every_row_says_on_which_machine_and_day_it_was_measured():
+    one, other = "CPU: a chip; keras 3.15.1", "CPU: another; keras 3.15.1"
+    text = render(
+        [
+            row("first", environment=one, day="2025-01-31"),
+            row("second", environment=other, day="2025-02-01"),
+            row("third", environment=one, day="2025-02-02"),
+        ]
+    )
+    assert f"A. {one}.\nB. {other}.\n" in text
+    lines = [line for line in text.splitlines() if line.startswith(("| first", "| second", "| third"))]
+    places = [line.split("|")[-2].strip() for line in lines]
+    assert places == ["A, 2025-01-31", "B, 2025-02-01", "A, 2025-02-02"]
+
+
+def test_the_environment_names_machine_system_and_packages():
+    text = results.environment()
+    assert "CPU: " in text and "cores: " in text and f"numpy {np.__version__}" in text
 
 
 def test_a_missed_target_is_shown_with_its_reason():
@@ -233,17 +249,18 @@ def test_fresh_forgets_what_an_interrupted_run_measured(runner, tmp_path):
     assert (tmp_path / "started").read_text() == "one two one two "
 
 
-def test_one_benchmark_leaves_the_rows_of_the_others_unless_another_machine_measured_them(runner):
+def test_one_benchmark_leaves_the_rows_of_the_others_as_they_were_measured(runner):
     for name in ("one", "two"):
         runner(name, row(name, ratio=2.0))
     command_line.main([])
     runner("one", row("one", ratio=3.0))
     command_line.main(["one"])
     assert [(found.claim, found.ratio) for found in rows.read(results.JSON)] == [("one", 3.0), ("two", 2.0)]
-    foreign = [found.model_copy(update={"environment": "another"}) for found in rows.read(results.JSON)]
-    rows.write(results.JSON, foreign)
+    elsewhere = [found.model_copy(update={"environment": "another"}) for found in rows.read(results.JSON)]
+    rows.write(results.JSON, elsewhere)
     command_line.main(["one"])
-    assert [found.claim for found in rows.read(results.JSON)] == ["one"]
+    found = {each.claim: each.environment for each in rows.read(results.JSON)}
+    assert found == {"one": results.environment(), "two": "another"}
 
 
 def test_an_unknown_benchmark_is_refused_with_the_choices(capsys):
