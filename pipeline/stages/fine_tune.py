@@ -34,7 +34,8 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     def paces(model: keras.Model) -> list[Pace]:
         found = unfreezing.paces(model, spec, fine_tune)
         for place, pace in enumerate(found, start=1):
-            say(f"  block {place} from the end: {pace.rate:.3g} of the learning rate, from epoch {pace.first_epoch + 1}")
+            start = pace.first_epoch + 1
+            say(f"  block {place} from the end: {pace.rate:.3g} of the learning rate, from epoch {start} on")
         return found
 
     network_runs.run(
