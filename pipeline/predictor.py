@@ -37,7 +37,7 @@ class Predictor:
     frozen: inference.FrozenNetwork
     classify: Callable[[np.ndarray], np.ndarray]
     threads: int
-    asked: AskedViews = AskedViews()
+    asked: AskedViews = dataclasses.field(default_factory=AskedViews)
     calibrator: calibrators.Calibrator | None = None
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:

@@ -44,8 +44,8 @@ def write_project(root: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             pixels = random.integers(0, 256, (32, 32, 3)) // (number % 2 + 1)
             Image.fromarray(pixels.astype(np.uint8)).save(file)
-            rows.append(dict(path=f"{part}/{label}/{number}.png", label=label, split=part, group=len(rows), stratum="",
-                             sha256=artifacts.sha256_file(file)))  # fmt: skip
+            rows.append({"path": f"{part}/{label}/{number}.png", "label": label, "split": part, "group": len(rows),
+                         "stratum": "", "sha256": artifacts.sha256_file(file)})  # fmt: skip
     artifacts.write_csv(root / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
     backbone = root / artifacts.BACKBONES / "tiny"
     backbone.mkdir(parents=True)

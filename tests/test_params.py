@@ -12,6 +12,9 @@ from pipeline.params import ParamsError
 from pipeline.training import heads
 
 
+FROM_BLOCK_1 = {"from_layer": "block1_conv", "last_layers": None, "last_blocks": None}
+
+
 @pytest.fixture
 def values(values):
     """The committed params.yaml, to be changed freely."""
@@ -44,19 +47,19 @@ def test_the_committed_params_are_valid(values):
         ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
         ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),
         ("head.epochs", 0, r"head\.epochs must be greater than or equal to 1, received 0"),
-        ("fine_tune.unfreeze.from_layer", "block5", r"unfreeze must be exactly one of from_layer, last_layers and last_"),
+        ("fine_tune.unfreeze.from_layer", "block5", r"unfreeze must be exactly one of from_layer, last_layers and"),
         ("fine_tune.unfreeze.last_blocks", 0, r"last_blocks must be an integer of at least 1, all or null, received 0"),
         ("fine_tune.unfreeze.last_blocks", "some", r"at least 1, all or null, received 'some'"),
         ("fine_tune.layer_decay", 0.0, r"fine_tune\.layer_decay must be greater than 0, received 0\.0"),
-        ("fine_tune.gradual", {"epochs": 0}, r"fine_tune\.gradual\.epochs must be greater than or equal to 1, received 0"),
-        ("head.optimizer", {"name": "adm"}, r"head\.optimizer\.name must be 'adam', 'adamw', 'rmsprop', 'sgd', received 'adm'"),
+        ("fine_tune.gradual", {"epochs": 0}, r"gradual\.epochs must be greater than or equal to 1, received 0"),
+        ("head.optimizer", {"name": "adm"}, r"optimizer\.name must be 'adam', 'adamw', .*'sgd', received 'adm'"),
         ("head.optimizer", {"momentum": 0.9}, r"params\.yaml: head\.optimizer\.name is missing"),
         ("head.optimizer", {"name": "rmsprop"}, r"params\.yaml: head\.optimizer\.momentum is missing"),
-        ("head.optimizer", {"name": "rmsprop", "momentum": 1.0}, r"head\.optimizer\.momentum must be less than 1, received 1"),
-        ("head.optimizer", {"name": "adam", "nesterov": True}, r"head\.optimizer: unknown key 'nesterov'\. Choose from: name"),
-        ("head.reduce_on_plateau", {"factor": 2.0, "patience": 1}, r"head\.reduce_on_plateau\.factor must be less than 1"),
+        ("head.optimizer", {"name": "rmsprop", "momentum": 1.0}, r"optimizer\.momentum must be less than 1, received 1"),
+        ("head.optimizer", {"name": "adam", "nesterov": True}, r"optimizer: unknown key 'nesterov'\. Choose from: name"),
+        ("head.reduce_on_plateau", {"factor": 2.0, "patience": 1}, r"plateau\.factor must be less than 1"),
         ("head.pooling", "mean", r"head\.pooling must be 'avg', 'max' or 'flatten', received 'mean'"),
-        ("scratch.input_size", 15, r"input_size must be at least 16 for small_convnet, or null for its own 96, received 15"),
+        ("scratch.input_size", 15, r"must be at least 16 for small_convnet, or null for its own 96, received 15"),
         ("augmentation.test_time_views", -1, r"test_time_views must be greater than or equal to 0, received -1"),
         ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
@@ -198,7 +201,7 @@ def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
 @pytest.mark.usefixtures("stored_backbone")
 @pytest.mark.parametrize("layer", ["block1_conv2", "avg_pool", "predictions"])
 def test_a_layer_to_unfreeze_from_is_looked_for_in_the_stored_network(values, layer):
-    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_layers": None, "last_blocks": None}
+    values["fine_tune"]["unfreeze"] = dict(FROM_BLOCK_1)
     schema.check_against_results(values)
     values["fine_tune"]["unfreeze"]["from_layer"] = layer
     message = rf"from_layer must be a layer of efficientnet_lite0 up to block1_conv, received '{layer}'.*Nearest: "
@@ -216,7 +219,7 @@ def test_a_file_of_weights_must_exist_until_the_network_is_built(values, tmp_pat
     (tmp_path / "weights/lite0.h5").write_bytes(b"numbers")
     schema.check_against_results(values)
     (tmp_path / "weights/lite0.h5").unlink()
-    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_layers": None, "last_blocks": None}
+    values["fine_tune"]["unfreeze"] = dict(FROM_BLOCK_1)
     request.getfixturevalue("stored_backbone")
     schema.check_against_results(values)
 

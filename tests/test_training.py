@@ -74,7 +74,7 @@ def test_unfreezing_trains_from_the_named_layer_and_leaves_moving_statistics_alo
     assert all((a == b).all() for a, b in zip(weights["block1_conv"], after["block1_conv"], strict=True))
     assert all((a == b).all() for a, b in zip(weights["block1_bn"], after["block1_bn"], strict=True))
     assert (weights["block2_conv"][0] != after["block2_conv"][0]).any()
-    gamma, beta, mean, variance = range(4)
+    gamma, _beta, mean, variance = range(4)
     assert (weights["block2_bn"][gamma] != after["block2_bn"][gamma]).any()
     assert (weights["block2_bn"][mean] == after["block2_bn"][mean]).all()
     assert (weights["block2_bn"][variance] == after["block2_bn"][variance]).all()

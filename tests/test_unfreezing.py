@@ -88,7 +88,7 @@ def test_more_than_there_is_cannot_be_unfrozen(keras, given, message):
 
 
 def test_an_unknown_layer_to_unfreeze_names_the_layers(keras):
-    with pytest.raises(TrainingError, match="no layer 'block9'.*block1_conv"):
+    with pytest.raises(TrainingError, match=r"no layer 'block9'.*block1_conv"):
         unfreezing.unfreeze(headed(), first_layer="block9")
 
 

@@ -140,9 +140,9 @@ def test_the_mean_over_views_is_evaluated_and_predicted_again_to_the_last_bit(pr
 def test_fine_tuning_and_scratch_average_over_views_as_well(project):
     """With everything unfrozen too, where no part of the network is computed beforehand."""
     trained(head, views=2, **RECIPE)
-    for unfreeze in ({"last_blocks": 1}, {"last_blocks": "all"}):
-        block = {"unfreeze": {"from_layer": None, "last_layers": None, **unfreeze}, "layer_decay": 0.5,
-                 "learning_rate": 0.001, "epochs": 2, "gradual": {"epochs": 1} if unfreeze["last_blocks"] == "all" else None}
+    for blocks, gradual in ((1, None), ("all", {"epochs": 1})):
+        unfreeze = {"from_layer": None, "last_layers": None, "last_blocks": blocks}
+        block = {"unfreeze": unfreeze, "layer_decay": 0.5, "gradual": gradual, "learning_rate": 0.001, "epochs": 2}
         run, drawn = trained(fine_tune, views=2, **block)
         assert drawn == {"train": {0, 1}, "validation": {-1, -2}, "test": {-1, -2}}
         assert_predicted_as_evaluated(run)
