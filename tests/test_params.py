@@ -11,7 +11,6 @@ from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
 from pipeline.training import heads
 
-
 FROM_BLOCK_1 = {"from_layer": "block1_conv", "last_layers": None, "last_blocks": None}
 
 
@@ -56,10 +55,10 @@ def test_the_committed_params_are_valid(values):
         ("head.optimizer", {"momentum": 0.9}, r"params\.yaml: head\.optimizer\.name is missing"),
         ("head.optimizer", {"name": "rmsprop"}, r"params\.yaml: head\.optimizer\.momentum is missing"),
         ("head.optimizer", {"name": "rmsprop", "momentum": 1.0}, r"optimizer\.momentum must be less than 1, received 1"),
-        ("head.optimizer", {"name": "adam", "nesterov": True}, r"optimizer: unknown key 'nesterov'\. Choose from: name"),
+        ("head.optimizer", {"name": "adam", "nesterov": True}, r"optimizer: unknown key 'nesterov'.*Choose from: name"),
         ("head.reduce_on_plateau", {"factor": 2.0, "patience": 1}, r"plateau\.factor must be less than 1"),
         ("head.pooling", "mean", r"head\.pooling must be 'avg', 'max' or 'flatten', received 'mean'"),
-        ("scratch.input_size", 15, r"must be at least 16 for small_convnet, or null for its own 96, received 15"),
+        ("scratch.input_size", 15, r"at least 16 for small_convnet, or null for its own 96, received 15"),
         ("augmentation.test_time_views", -1, r"test_time_views must be greater than or equal to 0, received -1"),
         ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
