@@ -127,9 +127,10 @@ def save(model: keras.Model, directory: Path) -> None:
     import keras
 
     architecture = _architecture(model)
-    # Rebuilt from what is written: an optimizer's state would go into the weights file with a compiled model.
-    bare = keras.models.model_from_json(architecture)
-    bare.set_weights(model.get_weights())
+    bare = model
+    if model.compiled:  # An optimizer's state would go into the weights file, so it is rebuilt from what is written.
+        bare = keras.models.model_from_json(architecture)
+        bare.set_weights(model.get_weights())
     artifacts.write_text(directory / ARCHITECTURE, architecture)
     with artifacts.whole_file(directory / WEIGHTS) as temporary:
         # Keras insists on the suffix .weights.h5; the temporary name ends in .h5 only.
