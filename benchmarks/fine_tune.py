@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     overrides = {
         "head.epochs": 2,
         "fine_tune.early_stopping.patience": epochs,
-        "fine_tune.unfreeze": {"from_layer": None, "last_blocks": BLOCKS},
+        "fine_tune.unfreeze": {"from_layer": None, "last_layers": None, "last_blocks": BLOCKS},
     }
     few = Workspace("fine_tune-few", {"dataset.limit": fits.FEW, **overrides})
     many = Workspace("fine_tune", {"dataset.limit": options.images, **overrides})

@@ -134,7 +134,7 @@ def _pieces(directory: Path, split: Path, photographs: Sequence[dict[str, str]],
                 yield _write(split, row, piece, place)
 
 
-def _write(split: Path, row: dict[str, str], piece, place: int) -> dict[str, str]:  # noqa: ANN001 - a PIL image
+def _write(split: Path, row: dict[str, str], piece, place: int) -> dict[str, str]:
     encoded = io.BytesIO()
     piece.save(encoded, "PNG")
     path = Path(row["path"])

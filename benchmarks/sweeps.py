@@ -242,7 +242,8 @@ def _timed(sweep: Callable[..., list[np.ndarray]], *args: Any, **changes: Any) -
 
 def _row(claim: str, values: list[float], target: float | None, *, unit: str | None = None) -> Row:
     """Return a row of ratios, or of values in a unit."""
-    number = {"ratio": statistics.median(values)} if unit is None else {"value": statistics.median(values), "unit": unit}
+    median = statistics.median(values)
+    number = {"ratio": median} if unit is None else {"value": median, "unit": unit}
     return Row(claim=claim, target=target, low=min(values), high=max(values), n=len(values), **number)
 
 

@@ -19,8 +19,8 @@ from pipeline.progress import progress, say
 
 # Rows recomputed on every use of kept ones: enough to see another CPU or library, too few to take time.
 CANARIES = 4
-# How far a recomputed row may be from the kept one, relative to its largest number. OpenVINO on a CPU gives the same bits
-# in every batch; a GPU chooses other algorithms for other batches and promises no more than this.
+# How far a recomputed row may be from the kept one, relative to its largest number. OpenVINO on a CPU gives the same
+# bits in every batch; a GPU chooses other algorithms for other batches and promises no more than this.
 TOLERANCES = {"openvino": 0.0, "tensorflow": 1e-2}
 # Rows held in memory at once when many are read.
 CHUNK_BYTES = 64 * 2**20
@@ -109,7 +109,7 @@ class Activations:
         self.width = self._network.width
         self._store = store
         self._space = store.space(self.identity, width=self.width)
-        drawn = augmentation.model_dump(exclude={"views"}) if augmentation else None
+        drawn = augmentation.model_dump(exclude={"views", "test_time_views"}) if augmentation else None
         self._drawn = provenance.digest([seed, drawn])
 
     def __enter__(self) -> Activations:
@@ -201,8 +201,9 @@ class Activations:
             changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in {**then, **now}
                        if then.get(name) != now.get(name)]  # fmt: skip
             raise DriftError(
-                f"The feature store holds other values than this machine computes now: {chosen[differences.argmax()].file} "
-                f"differs by up to {differences.max():.2g} ({self._space.directory}).\n"
+                f"The feature store holds other values than this machine computes now: "
+                f"{chosen[differences.argmax()].file} differs by up to {differences.max():.2g} "
+                f"({self._space.directory}).\n"
                 f"Changed since they were computed: {', '.join(changed) or 'nothing that is recorded'}.\n"
                 "Mixing the two would make results depend on what was computed when. Delete the store with "
                 "`make clean-features`, or name another one with BAKEOFF_FEATURE_STORE"

@@ -239,9 +239,9 @@ def _read_part(name: str, manifest: Path) -> tuple[Part, np.ndarray]:
 
 
 def write_features(directory: Path, name: str, batches: Iterable[np.ndarray], *, shape: tuple[int, int]) -> None:
-    """Write rows, float32 (b, width) a batch, as ``<directory>/<name>.npy`` of ``shape``, one batch in memory at a time.
+    """Write rows, float32 (b, width) a batch, as ``<directory>/<name>.npy`` of ``shape``.
 
-    Raises ArtifactError if the batches hold another number of rows.
+    One batch is in memory at a time. Raises ArtifactError if the batches hold another number of rows.
     """
     path, written = directory / f"{name}.npy", 0
     # Not through a memory map, which would count as memory of the process.
@@ -333,7 +333,8 @@ def _check_predictions(path: Path, predictions: Predictions) -> None:
         arrays += [(name, array, 3) for name, array in zip(_REPEATS, again, strict=True)]
     for name, array, ndim in arrays:
         if array.dtype != np.float32 or array.ndim != ndim:
-            raise ArtifactError(f"{path}: {name} must be float32 with {ndim} axes, received {array.dtype} {array.shape}")
+            received = f"{array.dtype} {array.shape}"
+            raise ArtifactError(f"{path}: {name} must be float32 with {ndim} axes, received {received}")
         if not np.isfinite(array).all() or (array < 0).any() or (np.abs(array.sum(axis=-1) - 1) > 1e-4).any():
             raise ArtifactError(f"{path}: {name} must hold probabilities that sum to 1 along the last axis")
     if predictions.validation.shape[-1] != predictions.test.shape[-1]:

@@ -85,6 +85,7 @@ class AugmentationParams(Block):
     quarter_turns: bool
     brightness: Annotated[float, Field(ge=0, le=1)]
     contrast: Annotated[float, Field(ge=0, lt=1)]
+    test_time_views: Annotated[int, Field(ge=0, le=1000)]  # also drawn at prediction; 0: the image as it is alone
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def _converter_version() -> str:
     return provenance.digest({name: metadata.version(name) for name in ("openvino", "keras")})[:16]
 
 
-def _import_openvino():  # noqa: ANN202 - a module
+def _import_openvino():
     # OpenVINO reports every conversion over the network unless this package is absent; None makes it absent.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino

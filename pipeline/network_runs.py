@@ -11,7 +11,6 @@ augmentation. What the first training leaves is the run; of the others, the pred
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline import activations, artifacts, images, inference, networks, provenance, training, training_curves
-from pipeline.activations import View
+from pipeline import activations, artifacts, inference, networks, provenance, training_curves
+from pipeline.network_inputs import Pixels, Rows
 from pipeline.params import Params
-from pipeline.progress import Log, progress, say
+from pipeline.progress import Log, say
 from pipeline.seeds import child_seed, repeat_seed
+from pipeline.training import cutting, fitting
 
 if TYPE_CHECKING:
     import keras
+
+    from pipeline.training.optimizers import Pace
 
 Stage = Literal["head", "fine_tune", "scratch"]
 
@@ -36,8 +38,10 @@ HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lea
 # Finished repeats of a stage that was killed; a run is always put together from here.
 CACHE = Path(".cache/repeats")
 _ABOUT = "repeat.json"
-# Of decoded images that a network from scratch trains on, in every epoch anew.
-DECODED_BYTES = 2**30
+
+
+def _one_rate(model: keras.Model) -> Sequence[Pace]:
+    return ()
 
 
 def run(
@@ -45,17 +49,18 @@ def run(
     *,
     stage: Stage,
     network: str,
-    block: training.FitParams,
+    block: fitting.FitParams,
     params: Params,
     inputs: Sequence[str],
     log: Log,
     keep_weights: bool = False,
+    paces: Callable[[keras.Model], Sequence[Pace]] = _one_rate,
 ) -> None:
     """Train networks on the split and write ``results/runs/<network>-<stage>``.
 
     ``build`` returns the network to train in one repeat, counted from 1; if it has a frozen part, then that of the
     stored backbone ``network``. ``params`` must hold `READS`; ``inputs`` are the paths whose digests the record keeps.
-    ``keep_weights``: of every repeat, under `weights_of`.
+    ``keep_weights``: of every repeat, under `weights_of`. ``paces``: of the variables of what ``build`` returned.
 
     Finished repeats of a stage that was killed are kept, so that it goes on with the next one.
     """
@@ -73,7 +78,7 @@ def run(
         if not (cache / str(number)).is_dir():
             with artifacts.whole_directory(cache / str(number)) as directory:
                 # Before the first network is built.
-                training.prepare(threads=params.value("compute.threads"), seed=child_seed(seed, "training", stage))
+                fitting.prepare(threads=params.value("compute.threads"), seed=child_seed(seed, "training", stage))
                 watched = log if number == 1 else _OfRepeat(log, number)
                 _train(
                     build(number),
@@ -84,6 +89,7 @@ def run(
                     block=block,
                     params=params,
                     log=watched,
+                    paces=paces,
                 )
     _write_run(
         [cache / str(number) for number in range(1, count + 1)],
@@ -104,21 +110,23 @@ def _train(
     seed: int,
     stage: Stage,
     network: str,
-    block: training.FitParams,
+    block: fitting.FitParams,
     params: Params,
     log: Log,
+    paces: Callable[[keras.Model], Sequence[Pace]],
 ) -> None:
     """Train ``model`` from the root seed ``seed``; fill ``directory`` with the run's files and with `_ABOUT`."""
     parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
-    split = training.split(model)
+    split = cutting.split(model)
     compute = params.block("compute", inference.ComputeParams)
     say(f"training {networks.count_trainable_parameters(model):,} of {networks.count_parameters(model):,} parameters "
         f"on {len(parts['train'])} images of {model.input_shape[1]} x {model.input_shape[1]}, "
         f"watched on {len(parts['validation'])}")  # fmt: skip
     seed = child_seed(seed, stage)
+    paced = paces(model)
     with contextlib.ExitStack() as stack:
         if split.frozen is None:
-            source: _Pixels | _Rows = _Pixels(model.input_shape[1], params, seed=seed)
+            source: Pixels | Rows = Pixels(model.input_shape[1], params, seed=seed)
         else:
             part = activations.FrozenPart(
                 build=lambda: split.frozen,
@@ -126,14 +134,15 @@ def _train(
                 tensors=split.tensors,
                 input_size=model.input_shape[1],
             )
-            source = stack.enter_context(_Rows(part, params, seed=seed))
-        fit = training.fit(
+            source = stack.enter_context(Rows(part, params, seed=seed))
+        fit = fitting.fit(
             split.tail,
             source.examples(parts["train"], parts["validation"], epochs=block.epochs),
             whole=model,
             params=block,
             seed=seed,
             log=log,
+            paces=paced,
         )
         say("predicting the validation and test images")
         tail = inference.FrozenNetwork(lambda: split.tail, compute=compute.in_float32())
@@ -148,11 +157,11 @@ def _train(
             "trainable_parameters": networks.count_trainable_parameters(model),
             "total_parameters": networks.count_parameters(model),
             "model_bytes": sum(file.stat().st_size for file in directory.iterdir()),
-            "multiply_adds": networks.multiply_adds(model),
+            "multiply_adds": networks.multiply_adds(model) * len(source.asked.numbers),
         },
     }
     artifacts.write_predictions(directory / "predictions.npz", predictions)
-    # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
+    # What is frozen, which engine computed it and which views were asked about, for whoever predicts with it later.
     artifacts.write_json(directory / "frozen.json", source.about)
     _write_history(directory, fit, title=f"{network} · {stage}")
     artifacts.write_json(directory / _ABOUT, about)
@@ -214,100 +223,7 @@ class _OfRepeat:
         self._log.step(step, {artifacts.of_repeat(self._number, name): value for name, value in metrics.items()})
 
 
-class _Rows:
-    """The tail's inputs: what the frozen part makes of an image or view."""
-
-    def __init__(self, part: activations.FrozenPart, params: Params, *, seed: int):
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
-        self._activations = activations.Activations(
-            part,
-            compute=params.block("compute", inference.ComputeParams),
-            image_params=params.block("images", images.ImageParams),
-            augmentation=self._augmentation,
-            seed=seed,
-        )
-        self.about = self._activations.identity | {"width": self._activations.width}
-
-    def __enter__(self) -> _Rows:
-        self._activations.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._activations.__exit__(*exception)
-
-    def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> training.Examples:
-        views = self._augmentation.views or epochs
-        originals = activations.originals(validation)
-        drawn = [_view(train, row, number) for row in range(len(train)) for number in range(min(views, epochs))]
-        self._keep(drawn, label=f"frozen part of {min(views, epochs)} views of {len(train)} training images")
-        self._keep(originals, label=f"frozen part of {len(validation)} validation images")
-        return training.Examples(
-            train.labels,
-            lambda rows, epoch: self._activations.rows([_view(train, row, epoch % views) for row in rows]),
-            validation.labels,
-            lambda rows: self._activations.rows([originals[row] for row in rows]),
-        )
-
-    def predict(self, tail: inference.FrozenNetwork, part: artifacts.Part) -> np.ndarray:
-        """Return class probabilities of one part, float32 (n_images, classes), in manifest order."""
-        views = activations.originals(part)
-        self._keep(views, label=f"frozen part of {len(part)} {part.name} images")
-        return np.concatenate([tail.run(rows) for rows in self._activations.stream(views)])
-
-    def _keep(self, views: Sequence[View], *, label: str) -> None:
-        computed = self._activations.keep(views, label=label)
-        if computed is not None:
-            say(f"{label}: {computed} computed, {len(set(views)) - computed} known")
-
-
-class _Pixels:
-    """A network's inputs where nothing is frozen: the images themselves, a new view in every epoch."""
-
-    def __init__(self, size: int, params: Params, *, seed: int):
-        self._compute = params.block("compute", inference.ComputeParams)
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
-        self._seed = seed
-        load = functools.partial(images.load, size=size, params=params.block("images", images.ImageParams))
-        self._load = functools.lru_cache(maxsize=DECODED_BYTES // (3 * size * size))(load)
-        self.about = {
-            "tensors": [],
-            "engine": inference.chosen_engine(self._compute.engine),
-            "precision": self._compute.in_float32().precision,
-        }
-
-    def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> training.Examples:
-        def view(row: int, number: int) -> np.ndarray:
-            return images.augment(
-                self._load(train.files[row]),
-                seed=self._seed,
-                sha256=train.sha256[row],
-                view=number,
-                params=self._augmentation,
-            )
-
-        return training.Examples(
-            train.labels,
-            lambda rows, epoch: np.stack([view(row, epoch) for row in rows]),
-            validation.labels,
-            lambda rows: np.stack([self._load(validation.files[row]) for row in rows]),
-        )
-
-    def predict(self, tail: inference.FrozenNetwork, part: artifacts.Part) -> np.ndarray:
-        """Return class probabilities of one part, float32 (n_images, classes), in manifest order."""
-        size, threads = self._compute.batch_size, self._compute.threads
-        batches = images.batches(
-            part.files, lambda file: self._load(file)[np.newaxis], batch_size=size, threads=threads
-        )
-        outputs = progress(tail.map(batches), total=-(-len(part) // size), label=f"predicting {part.name}",
-                           unit="batches")  # fmt: skip
-        return np.concatenate(list(outputs))
-
-
-def _view(part: artifacts.Part, row: int, number: int) -> View:
-    return View(part.files[row], part.sha256[row], number)
-
-
-def _candidate(stage: str, block: training.FitParams, fit: training.Fit) -> artifacts.Candidate:
+def _candidate(stage: str, block: fitting.FitParams, fit: fitting.Fit) -> artifacts.Candidate:
     return artifacts.Candidate(
         name=stage,
         parameters=block.model_dump(),
@@ -317,7 +233,7 @@ def _candidate(stage: str, block: training.FitParams, fit: training.Fit) -> arti
     )
 
 
-def _write_history(directory: Path, fit: training.Fit, *, title: str) -> None:
+def _write_history(directory: Path, fit: fitting.Fit, *, title: str) -> None:
     rows = [
         {"epoch": epoch + 1, **{name: fit.history[name][epoch] for name in HISTORY_COLUMNS[1:]}}
         for epoch in range(len(fit.history["loss"]))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
@@ -59,8 +59,11 @@ class Cost(pydantic.BaseModel):
 class NetworkSpec(pydantic.BaseModel):
     """What the other stages need to know of a pretrained network.
 
+    ``map_layer``: the last one with height and width, whose pooled output is the features.
     ``feature_layer``: its output is the pooled features, float32 (batch, feature_width).
-    ``prediction_layer``: its output is the probabilities of the classes the network was trained on.
+    ``prediction_layer``: its output is the probabilities of the classes the network was trained on; None if it was
+    built without them.
+    ``preprocess``: what is done to pixels; anything but backbone, the network's own, is an ablation.
     ``blocks``: from input to output.
     ``weights``: where the numbers come from; never a path of one machine.
     ``cost``: of the network up to its features.
@@ -70,9 +73,11 @@ class NetworkSpec(pydantic.BaseModel):
 
     name: str
     input_size: int = pydantic.Field(gt=0)
+    map_layer: str
     feature_layer: str
     feature_width: int = pydantic.Field(gt=0)
-    prediction_layer: str
+    prediction_layer: str | None
+    preprocess: Literal["backbone", "rescale", "none"]
     blocks: list[BlockSpec]
     weights: dict[str, str]
     cost: Cost
@@ -122,9 +127,10 @@ def save(model: keras.Model, directory: Path) -> None:
     import keras
 
     architecture = _architecture(model)
-    # Rebuilt from what is written: an optimizer's state would go into the weights file with a compiled model.
-    bare = keras.models.model_from_json(architecture)
-    bare.set_weights(model.get_weights())
+    bare = model
+    if model.compiled:  # An optimizer's state would go into the weights file, so it is rebuilt from what is written.
+        bare = keras.models.model_from_json(architecture)
+        bare.set_weights(model.get_weights())
     artifacts.write_text(directory / ARCHITECTURE, architecture)
     with artifacts.whole_file(directory / WEIGHTS) as temporary:
         # Keras insists on the suffix .weights.h5; the temporary name ends in .h5 only.
@@ -178,6 +184,20 @@ def find_layer(model: keras.Model, layer_name: str) -> keras.Layer:
         choices = difflib.get_close_matches(layer_name, names, n=5, cutoff=0.0)
         raise NetworkError(f"Network {model.name!r} has no layer {layer_name!r}. Nearest: {', '.join(choices)}")
     return model.get_layer(layer_name)
+
+
+def last_map_layer(model: keras.Model) -> str:
+    """Return the name of the last layer, also of a nested network, whose output has height and width.
+
+    Global pooling that keeps its axes is not taken for one. Raises NetworkError if there is none.
+    """
+    import keras
+
+    others = keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D
+    names = [layer.name for layer in _leaves(model) if len(layer.output.shape) == 4 and not isinstance(layer, others)]
+    if not names:
+        raise NetworkError(f"Network {model.name!r} has no layer whose output has height and width")
+    return names[-1]
 
 
 def count_parameters(model: keras.Model) -> int:

@@ -7,6 +7,7 @@ keys the stage declares in ``READS``, so it cannot depend on a value that dvc.ya
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,24 +135,49 @@ def declared_runs(values: Mapping[str, Any]) -> list[Run]:
 
 
 def _explain(problem: Mapping[str, Any], model: type[Block], where: str) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location, _ = _place(model, map(str, problem["loc"]))
     key = ".".join([where, *location]) if where else ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return unknown_key(location[-1], _fields(model, location[:-1]), where=key.rpartition(".")[0])
+        _, block = _place(model, map(str, problem["loc"][:-1]))
+        return unknown_key(location[-1], block.model_fields if block else (), where=key.rpartition(".")[0])
     if problem["type"] == "missing":
         return f"params.yaml: {key} is missing"
+    if problem["type"] == "union_tag_not_found":
+        return f"params.yaml: {key}.{problem['ctx']['discriminator'].strip(chr(39))} is missing"
+    if problem["type"] == "union_tag_invalid":
+        name, tag = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"]
+        return f"params.yaml: {key}.{name} must be {problem['ctx']['expected_tags']}, received {tag!r}"
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
     return f"params.yaml: {key} must be {rule}, received {problem['input']!r}{_hint(problem['input'])}"
 
 
-def _fields(model: type[Block], location: Iterable[str]) -> Iterable[str]:
-    """Return the keys allowed at a place inside ``model``; none where the place is no block."""
+def _place(model: type[Block], location: Iterable[str]) -> tuple[list[str], type[Block] | None]:
+    """Return the keys of a place inside ``model``, and the block there, None where it is no block.
+
+    Where a mapping is one of several blocks, Pydantic puts the name by which it was chosen into the location, which is
+    no key.
+    """
+    keys: list[str] = []
+    blocks = [model]
     for name in location:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Block)):
-            return ()
-        model = annotation
-    return model.model_fields
+        if len(blocks) > 1:
+            blocks = [block for block in blocks if name in _names_of(block)]
+            continue
+        keys.append(name)
+        field = blocks[0].model_fields.get(name) if blocks else None
+        blocks = _blocks_in(field.annotation) if field else []
+    return keys, blocks[0] if len(blocks) == 1 else None
+
+
+def _blocks_in(annotation: Any) -> list[type[Block]]:
+    """Return the blocks that a field may hold."""
+    members = typing.get_args(annotation) or (annotation,)
+    return [member for member in members if isinstance(member, type) and issubclass(member, Block)]
+
+
+def _names_of(block: type[Block]) -> set[str]:
+    """Return the values that a field of ``block`` must have, which tell it from others in a union."""
+    return {value for field in block.model_fields.values() for value in typing.get_args(field.annotation)}
 
 
 def _hint(value: Any) -> str:

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, feature_store, images, inference, networks, training
+from pipeline import artifacts, feature_store, images, inference, networks
 from pipeline.calibration import calibrators
+from pipeline.training import cutting
+from pipeline.views import AskedViews
 
 # Images a forward pass; the prediction of an image does not depend on it.
 BATCH_SIZE = 8
@@ -25,13 +27,17 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Predictor:
-    """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if any."""
+    """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if any.
+
+    ``asked``: the views of an image, over which its probabilities are averaged.
+    """
 
     classes: tuple[str, ...]
     image_params: images.ImageParams
     frozen: inference.FrozenNetwork
     classify: Callable[[np.ndarray], np.ndarray]
     threads: int
+    asked: AskedViews = dataclasses.field(default_factory=AskedViews)
     calibrator: calibrators.Calibrator | None = None
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:
@@ -44,10 +50,11 @@ class Predictor:
         size = self.frozen.input_shape[0]
 
         def read(source: Path | bytes) -> np.ndarray:
-            return images.load(source, size=size, params=self.image_params)[np.newaxis]
+            return self.asked.pixels(images.load(source, size=size, params=self.image_params), source)
 
-        batches = images.batches(sources, read, batch_size=BATCH_SIZE, threads=self.threads)
-        found = np.concatenate([self.classify(rows) for rows in self.frozen.map(batches)])
+        batch_size = max(1, BATCH_SIZE // len(self.asked.numbers))
+        batches = images.batches(sources, read, batch_size=batch_size, threads=self.threads)
+        found = self.asked.mean(np.concatenate([self.classify(rows) for rows in self.frozen.map(batches)]))
         return found if self.calibrator is None else self.calibrator.apply(found)
 
 
@@ -94,19 +101,20 @@ def _of_network(run: Path, record: artifacts.Record, store: feature_store.Featur
     about = artifacts.read_json(run / "frozen.json")
     compute = _compute(about, threads=record.parameters["compute"]["threads"])
     digests = {name: artifacts.sha256_file(run / name) for name in (networks.ARCHITECTURE, networks.WEIGHTS)}
-    split = functools.cache(lambda: training.split(networks.load(run)))
+    split = functools.cache(lambda: cutting.split(networks.load(run)))
     tail = inference.FrozenNetwork(
         lambda: split().tail, compute=compute.in_float32(), converted=store and store.directory_of(digests)
     )
     image_params = images.ImageParams.model_validate(record.parameters["images"])
+    classes, asked = tuple(record.classes), AskedViews.from_about(about)
     if not about["tensors"]:
-        return Predictor(tuple(record.classes), image_params, tail, lambda rows: rows, compute.threads)
+        return Predictor(classes, image_params, tail, lambda rows: rows, compute.threads, asked)
     frozen = inference.FrozenNetwork(
         lambda: split().frozen,
         compute=compute,
         converted=store and store.directory_of({key: about[key] for key in ("network_sha256", "tensors")}),
     )
-    return Predictor(tuple(record.classes), image_params, frozen, tail.run, compute.threads)
+    return Predictor(classes, image_params, frozen, tail.run, compute.threads, asked)
 
 
 def _compute(about: Mapping[str, Any], *, threads: int) -> inference.ComputeParams:

@@ -54,4 +54,4 @@ def progress(items: Iterable[Item], *, total: int, label: str, unit: str = "") -
         if now - shown >= SECONDS_BETWEEN_LINES and done < total:
             shown = now
             left = (now - started) / done * (total - done)
-            print(f"{label}: {done}/{total} {unit}".rstrip() + f", about {left:.0f} s left", file=sys.stderr, flush=True)
+            announce(f"{label}: {done}/{total} {unit}".rstrip() + f", about {left:.0f} s left")

@@ -23,26 +23,26 @@ from pipeline import (
     params,
     splits,
     statistics,
-    training,
 )
 from pipeline.backbones import table as backbones
 from pipeline.classifiers import table as classifiers
-from pipeline.stages import as_is
-
+from pipeline.stages import as_is, scratch
+from pipeline.training import heads, unfreezing
+from pipeline.training.fitting import TrainingError
 
 # Which networks a method runs on is DVC's business, which starts a stage for each: a stage reads the rest of its block,
 # so that a network more does not train the others again.
 
 
-class HeadBlock(training.HeadParams):
+class HeadBlock(heads.HeadParams):
     backbones: list[str]
 
 
-class FineTuneBlock(training.FineTuneParams):
+class FineTuneBlock(unfreezing.FineTuneParams):
     backbones: list[str]
 
 
-class ScratchBlock(training.ScratchParams):
+class ScratchBlock(scratch.ScratchParams):
     networks: list[str]
 
 
@@ -98,11 +98,13 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
     if classes is not None and selection.positive_class not in classes:
         metrics.positive_index(classes, selection)
     if split and artifacts.MANIFEST.exists():
-        metrics.positive_index(artifacts.read_part("train").classes, selection)
+        classes = artifacts.read_part("train").classes
+        metrics.positive_index(classes, selection)
+        _check_head(values["head"], classes)
     _check_weights(values["backbone"]["weights"], values["backbones"])
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
-            _check_unfreeze(values["fine_tune"]["unfreeze"], name)
+            _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
 
 
 def _is_built(backbone: str) -> bool:
@@ -120,29 +122,52 @@ def _check_weights(weights: str, names: Sequence[str]) -> None:
         )
 
 
-def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
+def _check_head(head: Mapping[str, Any], classes: Sequence[str]) -> None:
+    if head["backbones"] and head["output"] == "sigmoid" and len(classes) != 2:
+        raise params.ParamsError(
+            f"params.yaml: head.output must be softmax when there are {len(classes)} classes ({', '.join(classes)}): "
+            "one unit tells two classes apart, received 'sigmoid'"
+        )
+
+
+def _check_unfreeze(fine_tune: unfreezing.FineTuneParams, name: str) -> None:
     directory = artifacts.BACKBONES / name
     try:
         spec = networks.read_spec(directory)
     except artifacts.ArtifactError:
         return  # written by an older version: `dvc repro` is about to write it anew
-    if (unfreeze["last_blocks"] or 0) > len(spec.blocks):
+    if fine_tune.unfreeze.last_blocks is not None:
+        _check_last_blocks(fine_tune, spec)
+    if fine_tune.unfreeze.from_layer is not None and (directory / networks.ARCHITECTURE).exists():
+        _check_from_layer(fine_tune.unfreeze.from_layer, spec, directory)
+
+
+def _check_last_blocks(fine_tune: unfreezing.FineTuneParams, spec: networks.NetworkSpec) -> None:
+    blocks = fine_tune.unfreeze.last_blocks
+    if blocks == "all":
+        blocks = len(spec.blocks) + 1  # what comes before the first one counts for one, too
+    elif blocks > len(spec.blocks):
         raise params.ParamsError(
-            f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {len(spec.blocks)}, the blocks of {name}, "
-            f"received {unfreeze['last_blocks']}"
+            f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {len(spec.blocks)}, the blocks of "
+            f"{spec.name}, received {blocks}"
         )
-    if unfreeze["from_layer"] is None or not (directory / networks.ARCHITECTURE).exists():
-        return
+    try:
+        unfreezing.check_turns(blocks, fine_tune)
+    except TrainingError as error:
+        raise params.ParamsError(f"params.yaml: {error}") from None
+
+
+def _check_from_layer(layer: str, spec: networks.NetworkSpec, directory: Path) -> None:
     # From the file: building the network would take TensorFlow seconds, before every stage.
     stored = artifacts.read_json(directory / networks.ARCHITECTURE)["config"]["layers"]
     layers = [layer["config"]["name"] for layer in stored]
-    layers = layers[: layers.index(spec.feature_layer) + 1]  # the head goes on top of that one
-    if unfreeze["from_layer"] not in layers:
-        near = difflib.get_close_matches(unfreeze["from_layer"], layers, n=5, cutoff=0.0)
+    layers = layers[: layers.index(spec.map_layer) + 1]  # the head goes on top of that one
+    if layer not in layers:
+        near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.0)
         starts = ", ".join(block.first_layer for block in spec.blocks)
         raise params.ParamsError(
-            f"params.yaml: fine_tune.unfreeze.from_layer must be a layer of {name} up to {spec.feature_layer}, "
-            f"received {unfreeze['from_layer']!r}. Nearest: {', '.join(near)}. Its blocks start at: {starts}"
+            f"params.yaml: fine_tune.unfreeze.from_layer must be a layer of {spec.name} up to {spec.map_layer}, "
+            f"received {layer!r}. Nearest: {', '.join(near)}. Its blocks start at: {starts}"
         )
 
 
@@ -164,6 +189,13 @@ def _check_together(values: Mapping[str, Any]) -> None:
     _names("head.backbones", values["head"]["backbones"], values["backbones"])
     _names("fine_tune.backbones", values["fine_tune"]["backbones"], values["head"]["backbones"])
     _names("scratch.networks", values["scratch"]["networks"], convnets.CONVNETS)
+    for name in values["scratch"]["networks"]:
+        size, smallest = values["scratch"]["input_size"], convnets.CONVNETS[name].smallest
+        if size is not None and size < smallest:
+            raise params.ParamsError(
+                f"params.yaml: scratch.input_size must be at least {smallest} for {name}, or null for its own "
+                f"{convnets.CONVNETS[name].input_size}, received {size}"
+            )
     if not params.declared_runs(values):
         raise params.ParamsError("params.yaml declares no run: list a backbone with a classifier, a head or a network")
 

@@ -14,8 +14,8 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
-from pipeline.errors import BakeoffError
 from pipeline.artifacts import PARTS
+from pipeline.errors import BakeoffError
 from pipeline.params import Block
 
 Cell = tuple[str, str]

@@ -12,7 +12,13 @@ from pipeline.activations import Activations, DriftError, FrozenPart, View
 COMPUTE = inference.ComputeParams(threads=2, batch_size=4, engine="openvino", precision="float32")
 SQUARE = images.ImageParams(square="crop", interpolation="bilinear")
 DRAWN = images.AugmentationParams(
-    views=3, horizontal_flip=True, vertical_flip=True, quarter_turns=True, brightness=0.2, contrast=0.2
+    views=3,
+    horizontal_flip=True,
+    vertical_flip=True,
+    quarter_turns=True,
+    brightness=0.2,
+    contrast=0.2,
+    test_time_views=0,
 )
 
 
@@ -84,7 +90,7 @@ def test_views_of_another_seed_or_augmentation_are_other_rows_and_images_are_the
             np.testing.assert_allclose(
                 rows.rows(numbered(files, 0)), [expected(view, **changes) for view in numbered(files, 0)], rtol=1e-5
             )
-    with opened(drawn=DRAWN.model_copy(update={"views": None})) as rows:
+    with opened(drawn=DRAWN.model_copy(update={"views": None, "test_time_views": 2})) as rows:
         assert rows.keep(numbered(files, 0), label="") == 0  # how many views there are changes none of them
 
 

@@ -47,8 +47,8 @@ def project(tmp_path, monkeypatch, network):
     directory = artifacts.BACKBONES / "tiny"
     networks.save(network, directory)
     spec = NetworkSpec(
-        name="tiny", input_size=8, feature_layer="avg_pool", feature_width=6,
-        prediction_layer="predictions", blocks=[BlockSpec(name="all", first_layer="preprocess")], weights={},
+        name="tiny", input_size=8, map_layer="preprocess", feature_layer="avg_pool", feature_width=6,
+        prediction_layer="predictions", preprocess="backbone", blocks=[BlockSpec(name="all", first_layer="preprocess")], weights={},
         cost=networks.cost_of(networks.cut(network, "avg_pool")),
     )  # fmt: skip
     networks.write_spec(spec, directory)

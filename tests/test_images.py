@@ -22,6 +22,7 @@ EVERYTHING = AugmentationParams(
     quarter_turns=True,
     brightness=0.2,
     contrast=0.2,
+    test_time_views=0,
 )
 NOTHING = AugmentationParams(
     views=None,
@@ -30,6 +31,7 @@ NOTHING = AugmentationParams(
     quarter_turns=False,
     brightness=0.0,
     contrast=0.0,
+    test_time_views=0,
 )
 
 

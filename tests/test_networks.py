@@ -15,9 +15,11 @@ from pipeline.networks import BlockSpec, NetworkError, NetworkSpec
 SPEC = NetworkSpec(
     name="tiny",
     input_size=8,
+    map_layer="dense_map",
     feature_layer="avg_pool",
     feature_width=4,
     prediction_layer="predictions",
+    preprocess="backbone",
     blocks=[BlockSpec(name="block1", first_layer="conv")],
     weights={"source": "random", "seed": "0"},
     cost=networks.Cost(parameters=1, bytes=2, multiply_adds=3),
@@ -162,6 +164,17 @@ def test_a_cost_that_is_not_known_is_an_error_not_a_zero(keras):
     open_size = keras.Model(inputs, keras.layers.Conv2D(2, 3, name="conv")(inputs))
     with pytest.raises(NetworkError, match="fix the size of the input"):
         networks.multiply_adds(open_size)
+
+
+def test_the_last_map_is_that_of_the_last_layer_with_height_and_width_nested_or_not(keras):
+    model = tiny(keras)
+    assert networks.last_map_layer(model) == "dense_map"
+    inputs = keras.Input((8, 8, 3))
+    assert networks.last_map_layer(keras.Model(inputs, keras.layers.Dense(3)(model(inputs)))) == "dense_map"
+    kept = keras.layers.GlobalAveragePooling2D(keepdims=True)(model.get_layer("separable").output)
+    assert networks.last_map_layer(keras.Model(model.input, kept)) == "separable"
+    with pytest.raises(NetworkError, match="no layer whose output has height and width"):
+        networks.last_map_layer(keras.Model(inputs, keras.layers.Flatten()(inputs)))
 
 
 def test_parameters_are_counted_and_frozen_ones_are_not_trainable(keras):

@@ -6,9 +6,12 @@ import copy
 
 import pytest
 
-from pipeline import artifacts, images, networks, params, schema, training
+from pipeline import artifacts, images, networks, params, schema
 from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
+from pipeline.training import heads
+
+FROM_BLOCK_1 = {"from_layer": "block1_conv", "last_layers": None, "last_blocks": None}
 
 
 @pytest.fixture
@@ -43,7 +46,20 @@ def test_the_committed_params_are_valid(values):
         ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
         ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),
         ("head.epochs", 0, r"head\.epochs must be greater than or equal to 1, received 0"),
-        ("fine_tune.unfreeze.from_layer", "block5", r"exactly one of from_layer and last_blocks"),
+        ("fine_tune.unfreeze.from_layer", "block5", r"unfreeze must be exactly one of from_layer, last_layers and"),
+        ("fine_tune.unfreeze.last_blocks", 0, r"last_blocks must be an integer of at least 1, all or null, received 0"),
+        ("fine_tune.unfreeze.last_blocks", "some", r"at least 1, all or null, received 'some'"),
+        ("fine_tune.layer_decay", 0.0, r"fine_tune\.layer_decay must be greater than 0, received 0\.0"),
+        ("fine_tune.gradual", {"epochs": 0}, r"gradual\.epochs must be greater than or equal to 1, received 0"),
+        ("head.optimizer", {"name": "adm"}, r"optimizer\.name must be 'adam', 'adamw', .*'sgd', received 'adm'"),
+        ("head.optimizer", {"momentum": 0.9}, r"params\.yaml: head\.optimizer\.name is missing"),
+        ("head.optimizer", {"name": "rmsprop"}, r"params\.yaml: head\.optimizer\.momentum is missing"),
+        ("head.optimizer", {"name": "rmsprop", "momentum": 1.0}, r"optimizer\.momentum must be less than 1, received 1"),
+        ("head.optimizer", {"name": "adam", "nesterov": True}, r"optimizer: unknown key 'nesterov'.*Choose from: name"),
+        ("head.reduce_on_plateau", {"factor": 2.0, "patience": 1}, r"plateau\.factor must be less than 1"),
+        ("head.pooling", "mean", r"head\.pooling must be 'avg', 'max' or 'flatten', received 'mean'"),
+        ("scratch.input_size", 15, r"at least 16 for small_convnet, or null for its own 96, received 15"),
+        ("augmentation.test_time_views", -1, r"test_time_views must be greater than or equal to 0, received -1"),
         ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
         ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
@@ -76,29 +92,37 @@ def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values
     values["selection"]["positive_class"] = "dog"
     schema.check_against_results(values)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, prediction_layer="c",
-        blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+        name="efficientnet_lite0", input_size=224, map_layer="b", feature_layer="a", feature_width=1,
+        prediction_layer="c", preprocess="backbone", blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
         cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, artifacts.BACKBONES / "efficientnet_lite0")
-    with pytest.raises(ParamsError, match="last_blocks must be at most 3, the blocks of efficientnet_lite0, received 5"):
+    message = "last_blocks must be at most 3, the blocks of efficientnet_lite0, received 5"
+    with pytest.raises(ParamsError, match=message):
         schema.check_against_results(values)
+    values["fine_tune"] |= {"gradual": {"epochs": 4}, "epochs": 12}
+    values["fine_tune"]["unfreeze"]["last_blocks"] = 3
+    schema.check_against_results(values)
+    values["fine_tune"]["unfreeze"]["last_blocks"] = "all"
+    with pytest.raises(ParamsError, match=r"params\.yaml: fine_tune\.gradual\.epochs: of 4 blocks, .* in epoch 13"):
+        schema.check_against_results(values)
+    values["fine_tune"]["unfreeze"]["last_blocks"] = 5
     # An older version's spec is no reason to refuse the run that writes it anew.
     (artifacts.BACKBONES / "efficientnet_lite0" / networks.SPEC).write_text("{}", encoding="utf-8")
     schema.check_against_results(values)
 
 
 def test_a_stage_may_declare_all_of_a_block_or_the_keys_it_reads(values):
-    keys = [f"head.{name}" for name in training.HeadParams.model_fields]
+    keys = [f"head.{name}" for name in heads.HeadParams.model_fields]
     alone = params.Params(values, keys)
     above = params.Params({"methods": values}, ["methods"])
-    assert alone.block("head", training.HeadParams).epochs == values["head"]["epochs"]
+    assert alone.block("head", heads.HeadParams).epochs == values["head"]["epochs"]
     images_block = above.block("methods.images", images.ImageParams)
     assert images_block == params.Params(values, ["images"]).block("images", images.ImageParams)
     with pytest.raises(ParamsError, match="head.backbones is not among the keys"):
         alone.value("head.backbones")
     with pytest.raises(ParamsError, match=f"{keys[0]} is not among the keys"):
-        params.Params(values, keys[1:]).block("head", training.HeadParams)
+        params.Params(values, keys[1:]).block("head", heads.HeadParams)
 
 
 def test_the_positive_class_is_checked_against_the_class_folders_before_anything_is_read(values, tmp_path, monkeypatch):
@@ -118,6 +142,24 @@ def test_the_positive_class_is_checked_against_the_class_folders_before_anything
     values["selection"]["positive_class"] = "defective"
     with pytest.raises(ParamsError, match=r"must be null when there are 3 classes \(cat, dog, empty\), received 'def"):
         schema.check_against_results(values)
+
+
+def test_one_unit_for_more_than_two_classes_is_refused_as_soon_as_the_split_is_there(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values["dataset"] |= {"source": "folder", "path": "images"}
+    values["selection"]["positive_class"] = None
+    values["head"]["output"] = "sigmoid"
+    rows = [
+        {"path": f"{split}/{label}/1.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": "0"}
+        for split in artifacts.PARTS
+        for label in ("cat", "cow", "dog")
+    ]
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    message = r"head\.output must be softmax when there are 3 classes \(cat, cow, dog\): .* received 'sigmoid'"
+    with pytest.raises(ParamsError, match=message):
+        schema.check_against_results(values)
+    values["head"]["backbones"], values["fine_tune"]["backbones"] = [], []
+    schema.check_against_results(values)
 
 
 def test_the_split_of_other_images_stops_no_stage_that_makes_the_new_one(values, tmp_path, monkeypatch):
@@ -147,8 +189,8 @@ def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
     directory.mkdir(parents=True)
     networks.save(keras.Model(inputs, outputs), directory)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2,
-        prediction_layer="predictions", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")], weights={},
+        name="efficientnet_lite0", input_size=8, map_layer="block1_conv", feature_layer="avg_pool", feature_width=2,
+        prediction_layer="predictions", preprocess="backbone", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")], weights={},
         cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, directory)
@@ -156,12 +198,12 @@ def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
 
 
 @pytest.mark.usefixtures("stored_backbone")
-@pytest.mark.parametrize("layer", ["block1_conv2", "predictions"])
+@pytest.mark.parametrize("layer", ["block1_conv2", "avg_pool", "predictions"])
 def test_a_layer_to_unfreeze_from_is_looked_for_in_the_stored_network(values, layer):
-    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_blocks": None}
+    values["fine_tune"]["unfreeze"] = dict(FROM_BLOCK_1)
     schema.check_against_results(values)
     values["fine_tune"]["unfreeze"]["from_layer"] = layer
-    message = rf"unfreeze\.from_layer must be a layer of efficientnet_lite0 up to avg_pool, received '{layer}'.*Nearest: "
+    message = rf"from_layer must be a layer of efficientnet_lite0 up to block1_conv, received '{layer}'.*Nearest: "
     with pytest.raises(ParamsError, match=message + r".*Its blocks start at: block1_conv"):
         schema.check_against_results(values)
 
@@ -176,7 +218,7 @@ def test_a_file_of_weights_must_exist_until_the_network_is_built(values, tmp_pat
     (tmp_path / "weights/lite0.h5").write_bytes(b"numbers")
     schema.check_against_results(values)
     (tmp_path / "weights/lite0.h5").unlink()
-    values["fine_tune"]["unfreeze"] = {"from_layer": "block1_conv", "last_blocks": None}
+    values["fine_tune"]["unfreeze"] = dict(FROM_BLOCK_1)
     request.getfixturevalue("stored_backbone")
     schema.check_against_results(values)
 

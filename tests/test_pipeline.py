@@ -34,7 +34,7 @@ TINY = {
     },
     "head.epochs": 2,
     "fine_tune.epochs": 1,
-    "fine_tune.unfreeze": {"from_layer": None, "last_blocks": 1},
+    "fine_tune.unfreeze": {"from_layer": None, "last_layers": None, "last_blocks": 1},
     "scratch.epochs": 2,
     "scratch.input_size": 32,
     "compare.bootstrap_samples": 200,

@@ -7,38 +7,21 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from pipeline import artifacts, convnets, metrics, network_runs, networks, seeds, training
+from pipeline import artifacts, convnets, metrics, network_runs, networks, seeds
 from pipeline.classifiers import family, lightgbm, logistic_regression, table
 from pipeline.commands import demo
 from pipeline.params import Params
 from pipeline.progress import NoLog
 from pipeline.stages import fine_tune, head, scratch, sweep
+from pipeline.training import fitting
+from tests import photographs
+from tests.photographs import train
 from tests.test_pipeline import ONE_CANDIDATE, TINY, run
 from tests.test_sweep import VALUES, contents, interrupted, write_project
-from tests.test_training import trunk
-
-FIT = {
-    "class_weight": None, "batch_size": 8, "epochs": 1, "learning_rate": 0.01, "monitor": "val_loss",
-    "reduce_on_plateau": {"factor": 0.5, "patience": 1}, "early_stopping": {"patience": 3},
-}  # fmt: skip
-NETWORKS = {
-    "seed": 0,
-    "repeats": 2,
-    "images": {"square": "crop", "interpolation": "bilinear"},
-    "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
-    "augmentation": {"views": 2, "horizontal_flip": True, "vertical_flip": False, "quarter_turns": False,
-                     "brightness": 0.1, "contrast": 0.1},
-    "head": {**FIT, "dropout": 0.2, "hidden_units": []},
-    # As good as no training: what comes out is what it started from.
-    "fine_tune": {**FIT, "learning_rate": 1e-12, "unfreeze": {"from_layer": None, "last_blocks": 1}},
-    "scratch": {**FIT, "input_size": 32, "dropout": 0.3},
-}  # fmt: skip
 
 
 def test_the_first_repeat_has_the_root_seed_and_the_others_seeds_of_their_own():
@@ -179,63 +162,22 @@ def test_repeats_of_another_candidate_are_not_taken_for_those_of_the_selected_on
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Path:
+def project(tmp_path_factory) -> Path:
     """A project with a split of small images, dark and bright ones, and a small network as its backbone."""
     root = tmp_path_factory.mktemp("photographs")
-    random = np.random.default_rng(0)
-    rows = []
-    for part, count in {"train": 12, "validation": 8, "test": 8}.items():
-        for number in range(count):
-            label = ("bright", "dark")[number % 2]
-            file = root / artifacts.SPLIT / part / label / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pixels = random.integers(0, 256, (32, 32, 3)) // (number % 2 + 1)
-            Image.fromarray(pixels.astype(np.uint8)).save(file)
-            rows.append(dict(path=f"{part}/{label}/{number}.png", label=label, split=part, group=len(rows), stratum="",
-                             sha256=artifacts.sha256_file(file)))  # fmt: skip
-    artifacts.write_csv(root / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
-    training.prepare(threads=2, seed=0)
-    import keras
-
-    backbone = root / artifacts.BACKBONES / "tiny"
-    backbone.mkdir(parents=True)
-    model = trunk(keras)
-    networks.save(model, backbone)
-    blocks = [networks.BlockSpec(name=f"block{number}", first_layer=f"block{number}_conv") for number in (1, 2)]
-    spec = networks.NetworkSpec(
-        name="tiny", input_size=32, feature_layer="avg_pool", feature_width=8, prediction_layer="avg_pool",
-        blocks=blocks, weights={"source": "random"}, cost=networks.cost_of(model),
-    )  # fmt: skip
-    networks.write_spec(spec, backbone)
+    fitting.prepare(threads=2, seed=0)
+    photographs.write_project(root)
     return root
 
 
 @pytest.fixture
-def images(photographs, tmp_path, monkeypatch):
-    shutil.copytree(photographs / "data", tmp_path / "data")
+def images(project, tmp_path, monkeypatch):
+    shutil.copytree(project / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BAKEOFF_FEATURE_STORE", str(tmp_path / "store"))
+    tiny = convnets.Convnet(photographs.tiny_convnet, input_size=32, smallest=8)
     monkeypatch.setitem(convnets.CONVNETS, "small_convnet", tiny)
     return tmp_path
-
-
-def tiny(*, input_size: int, n_classes: int, dropout: float):
-    """As small_convnet, but built and converted in no time."""
-    import keras
-
-    inputs = keras.Input((input_size, input_size, 3), name="pixels")
-    outputs = keras.layers.Rescaling(1 / 255)(inputs)
-    outputs = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, strides=2, activation="relu")(outputs))
-    outputs = keras.layers.Dropout(dropout)(outputs)
-    return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(outputs))
-
-
-def train(stage: Any, *, log: NoLog | None = None, repeats: int = 2) -> Path:
-    """Run head, fine_tune or scratch; return the directory of its run."""
-    name = stage.__name__.rpartition(".")[2]
-    item = {"network": "small_convnet"} if stage is scratch else {"backbone": "tiny"}
-    stage.main(Params(NETWORKS | {"repeats": repeats}, stage.READS), **item, log=log or NoLog())
-    return artifacts.RUNS / f"{next(iter(item.values()))}-{name}"
 
 
 @pytest.mark.slow

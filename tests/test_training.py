@@ -10,70 +10,39 @@ import textwrap
 import numpy as np
 import pytest
 
-from pipeline import artifacts, inference, networks, training
+from pipeline import artifacts, inference, networks
 from pipeline.progress import NoLog
-from pipeline.training import FitParams, PlateauParams, StoppingParams, TrainingError
-
-PARAMS = FitParams(
-    class_weight=None,
-    batch_size=8,
-    epochs=3,
-    learning_rate=0.01,
-    monitor="val_loss",
-    reduce_on_plateau=PlateauParams(factor=0.5, patience=1),
-    early_stopping=StoppingParams(patience=3),
-)
-
-
-COMPUTE = inference.ComputeParams(threads=2, batch_size=16, engine="openvino", precision="float32")
+from pipeline.training import cutting, fitting, heads, unfreezing
+from pipeline.training.fitting import TrainingError
+from tests import small_networks
+from tests.small_networks import COMPUTE, HEAD, PARAMS, trunk
 
 
 @pytest.fixture(scope="module")
 def keras():
-    training.prepare(threads=2, seed=0)
+    fitting.prepare(threads=2, seed=0)
     import keras
 
     return keras
 
 
 @pytest.fixture(scope="module")
-def digits() -> training.Examples:
-    """Ones and zeros of scikit-learn's digits, enlarged to 32 x 32 pixels."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits(n_class=2)
-    pixels = np.repeat((data.images * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
-    labels = data.target.astype(np.int64)
-    return training.Examples(labels[:40], lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2), labels[40:60],
-                             lambda rows: pixels[40 + rows])  # fmt: skip
+def digits() -> fitting.Examples:
+    return small_networks.digits()
 
 
-def trunk(keras):
-    """A small pretrained network's stand-in with what matters: convolutions, normalization, dropout, two blocks."""
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(1 / 255, name="preprocess")(inputs)
-    for block in (1, 2):
-        x = keras.layers.Conv2D(8, 3, strides=2, name=f"block{block}_conv")(x)
-        x = keras.layers.BatchNormalization(name=f"block{block}_bn")(x)
-        x = keras.layers.ReLU(name=f"block{block}_relu")(x)
-        x = keras.layers.Dropout(0.5, name=f"block{block}_dropout")(x)
-    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D(name="avg_pool")(x), name="trunk")
+def headed():
+    return heads.add_head(trunk(), n_classes=2, params=HEAD)
 
 
-def headed(keras):
-    return training.add_head(trunk(keras), n_classes=2, dropout=0.2, hidden_units=[4])
-
-
-def fit(model, examples, *, log=None, **changes) -> training.Fit:
+def fit(model, examples, *, log=None, **changes) -> fitting.Fit:
     """Train a network end to end."""
     params = PARAMS.model_copy(update=changes)
-    return training.fit(
-        training.training_graph(model), examples, whole=model, params=params, seed=0, log=log or NoLog()
-    )
+    return fitting.fit(cutting.end_to_end(model), examples, whole=model, params=params, seed=0, log=log or NoLog())
 
 
 def test_a_head_trains_and_its_trunk_does_not_change_by_a_bit(keras, digits):
-    model = headed(keras)
+    model = headed()
     inner = model.get_layer("trunk")
     before = [weight.copy() for weight in inner.get_weights()]
     head_before = model.get_layer("head_predictions").get_weights()[0].copy()
@@ -84,10 +53,10 @@ def test_a_head_trains_and_its_trunk_does_not_change_by_a_bit(keras, digits):
 
 
 def test_a_frozen_trunk_runs_in_inference_mode_while_the_head_trains(keras, digits):
-    model = headed(keras)
+    model = headed()
     batch = digits.validation(np.arange(4)).astype(np.float32)
     inner = model.get_layer("trunk")
-    graph = training.training_graph(model)
+    graph = cutting.end_to_end(model)
     pooled = keras.Model(graph.input, graph.get_layer("trunk_in_inference_mode").output)
     np.testing.assert_array_equal(pooled(batch, training=True), inner(batch, training=False))
     assert (np.asarray(graph(batch, training=True)) != np.asarray(graph(batch, training=False))).any()
@@ -96,8 +65,8 @@ def test_a_frozen_trunk_runs_in_inference_mode_while_the_head_trains(keras, digi
 
 
 def test_unfreezing_trains_from_the_named_layer_and_leaves_moving_statistics_alone(keras, digits):
-    model = headed(keras)
-    assert training.unfreeze(model, first_layer="block2_conv") == (5, 11)
+    model = headed()
+    assert unfreezing.unfreeze(model, first_layer="block2_conv") == (5, 11)
     inner = model.get_layer("trunk")
     weights = {layer.name: [w.copy() for w in layer.get_weights()] for layer in inner.layers}
     fit(model, digits)
@@ -105,14 +74,22 @@ def test_unfreezing_trains_from_the_named_layer_and_leaves_moving_statistics_alo
     assert all((a == b).all() for a, b in zip(weights["block1_conv"], after["block1_conv"], strict=True))
     assert all((a == b).all() for a, b in zip(weights["block1_bn"], after["block1_bn"], strict=True))
     assert (weights["block2_conv"][0] != after["block2_conv"][0]).any()
-    gamma, beta, mean, variance = range(4)
+    gamma, _beta, mean, variance = range(4)
     assert (weights["block2_bn"][gamma] != after["block2_bn"][gamma]).any()
     assert (weights["block2_bn"][mean] == after["block2_bn"][mean]).all()
     assert (weights["block2_bn"][variance] == after["block2_bn"][variance]).all()
 
 
+def test_a_normalization_that_counts_as_it_trains_is_an_error(keras, digits):
+    """What a functional model does when nobody sees to inference mode: moving statistics move."""
+    model = headed()
+    unfreezing.unfreeze(model, first_layer="block2_conv")
+    with pytest.raises(TrainingError, match="frozen weight changed"):
+        fitting.fit(model, digits, whole=model, params=PARAMS, seed=0, log=NoLog())
+
+
 def test_a_frozen_weight_that_moves_is_an_error(keras, digits):
-    model = headed(keras)
+    model = headed()
 
     class Meddler(NoLog):
         def step(self, step, metrics):
@@ -126,8 +103,10 @@ def test_a_frozen_weight_that_moves_is_an_error(keras, digits):
 # --- the cut -------------------------------------------------------------------------------------------------------
 
 
-def crossing(keras):
+def crossing():
     """A network in which branches cross every place to cut at, as in NASNet: each cell reads the two before it."""
+    import keras
+
     inputs = keras.Input((32, 32, 3))
     before = keras.layers.Conv2D(6, 3, strides=4, padding="same", name="stem_conv")(inputs)
     now = keras.layers.BatchNormalization(name="stem_bn")(before)
@@ -139,7 +118,7 @@ def crossing(keras):
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D(name="avg_pool")(now), name="crossing")
 
 
-def composed(keras, split: training.Split, pixels: np.ndarray) -> np.ndarray:
+def composed(keras, split: cutting.Split, pixels: np.ndarray) -> np.ndarray:
     """Return the tail's answer to what the frozen part makes of the pixels, by way of rows."""
     outputs = split.frozen(pixels, training=False)
     outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
@@ -161,10 +140,10 @@ def composed(keras, split: training.Split, pixels: np.ndarray) -> np.ndarray:
 def test_the_cut_is_what_enters_the_part_that_trains_and_the_two_parts_make_the_whole(
     keras, digits, build, first_layer, tensors
 ):
-    model = training.add_head(build(keras), n_classes=2, dropout=0.2, hidden_units=[4])
+    model = heads.add_head(build(), n_classes=2, params=HEAD)
     if first_layer:
-        training.unfreeze(model, first_layer=first_layer)
-    split = training.split(model)
+        unfreezing.unfreeze(model, first_layer=first_layer)
+    split = cutting.split(model)
     assert {tensor.split(":")[0] for tensor in split.tensors} == tensors
     pixels = digits.validation(np.arange(6)).astype(np.float32)
     np.testing.assert_allclose(composed(keras, split, pixels), np.asarray(model(pixels, training=False)), atol=1e-6)
@@ -173,21 +152,32 @@ def test_the_cut_is_what_enters_the_part_that_trains_and_the_two_parts_make_the_
 
 
 def test_nothing_worth_computing_beforehand_leaves_the_whole_network(keras, digits):
-    everything = headed(keras)
-    training.unfreeze(everything, first_layer="preprocess")
-    split = training.split(everything)
+    everything = headed()
+    unfreezing.unfreeze(everything, first_layer="preprocess")
+    split = cutting.split(everything)
     assert split.frozen is None and split.tensors == () and split.tail.input_shape == (None, 32, 32, 3)
     from pipeline import convnets
 
     scratch = convnets.small_convnet(input_size=32, n_classes=2, dropout=0.3)
-    assert training.split(scratch).tail is scratch
+    assert cutting.split(scratch).tail is scratch
+
+
+def test_preprocessing_that_holds_weights_is_not_worth_keeping_for_every_view(keras):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Normalization(name="preprocess")(inputs)
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(keras.layers.Conv2D(8, 3, name="conv")(x))
+    model = heads.add_head(keras.Model(inputs, x, name="trunk"), n_classes=2, params=HEAD)
+    assert cutting.split(model).frozen is not None
+    unfreezing.unfreeze(model, first_layer="conv")
+    assert model.get_layer("trunk").get_layer("preprocess").weights
+    assert cutting.split(model).frozen is None
 
 
 def test_cutting_changes_no_byte_of_what_is_saved(keras, tmp_path):
-    model = headed(keras)
-    training.unfreeze(model, first_layer="block2_conv")
+    model = headed()
+    unfreezing.unfreeze(model, first_layer="block2_conv")
     networks.save(model, tmp_path / "before")
-    training.split(model)
+    cutting.split(model)
     networks.save(model, tmp_path / "after")
     assert artifacts.sha256_path(tmp_path / "before") == artifacts.sha256_path(tmp_path / "after")
 
@@ -198,9 +188,10 @@ def test_the_tail_trains_like_the_whole_network(keras, digits, build, first_laye
 
     def fresh():
         keras.utils.set_random_seed(3)
-        model = training.add_head(build(keras), n_classes=2, dropout=0.5, hidden_units=[8])
+        params = HEAD.model_copy(update={"dropout": 0.5, "hidden_units": [8]})
+        model = heads.add_head(build(), n_classes=2, params=params)
         if first_layer:
-            training.unfreeze(model, first_layer=first_layer)
+            unfreezing.unfreeze(model, first_layer=first_layer)
         return model
 
     def with_rows(load, split):
@@ -210,35 +201,39 @@ def test_the_tail_trains_like_the_whole_network(keras, digits, build, first_laye
     whole = fresh()
     expected = fit(whole, digits)
     model = fresh()
-    frozen = training.frozen_digest(model)
-    split = training.split(model)
-    rows = dataclasses.replace(digits, train=with_rows(digits.train, split), validation=with_rows(digits.validation, split))
-    received = training.fit(split.tail, rows, whole=model, params=PARAMS, seed=0, log=NoLog())
+    frozen = fitting.frozen_digest(model)
+    split = cutting.split(model)
+    train, validation = with_rows(digits.train, split), with_rows(digits.validation, split)
+    rows = dataclasses.replace(digits, train=train, validation=validation)
+    received = fitting.fit(split.tail, rows, whole=model, params=PARAMS, seed=0, log=NoLog())
     for name in ("loss", "val_loss"):
         assert received.history[name] == pytest.approx(expected.history[name], rel=1e-3)
-    assert training.frozen_digest(model) == frozen
+    assert fitting.frozen_digest(model) == frozen
     for a, b in zip(model.trainable_weights, whole.trainable_weights, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-3)
     # Dropout is on: without it the losses are others.
-    assert fit_without_dropout(keras, fresh(), digits).history["loss"] != pytest.approx(expected.history["loss"], rel=1e-3)
+    plain = fit_without_dropout(keras, fresh(), digits)
+    assert plain.history["loss"] != pytest.approx(expected.history["loss"], rel=1e-3)
 
 
-def fit_without_dropout(keras, model, digits) -> training.Fit:
+def fit_without_dropout(keras, model, digits) -> fitting.Fit:
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
     return fit(model, digits)
 
 
-def test_an_unknown_layer_to_unfreeze_names_the_layers(keras):
-    with pytest.raises(TrainingError, match="no layer 'block9'.*block1_conv"):
-        training.unfreeze(headed(keras), first_layer="block9")
-
-
-def test_the_best_epoch_is_kept_not_the_last(keras, digits):
-    model = headed(keras)
+@pytest.mark.parametrize("callbacks", [{}, {"early_stopping": None, "reduce_on_plateau": None}], ids=["both", "none"])
+def test_the_best_epoch_is_kept_not_the_last(keras, digits, callbacks):
+    keras.utils.set_random_seed(1)
+    model = headed()
     # A rate this high overshoots sooner or later, so the last of many epochs is not the best.
-    fitted = fit(model, digits, epochs=8, learning_rate=0.5)
+    fitted = fit(model, digits, epochs=6, learning_rate=0.5, **callbacks)
+    if callbacks:
+        assert fitted.history["learning_rate"] == [0.5] * 6
+        assert fitted.best_epoch < 5
+    else:
+        assert fitted.history["learning_rate"][-1] < 0.5
     batch = digits.validation(np.arange(20)).astype(np.float32)
     loss = -np.log(np.asarray(model(batch))[np.arange(20), digits.validation_labels]).mean()
     assert fitted.best_epoch == int(np.argmin(fitted.history["val_loss"]))
@@ -252,7 +247,7 @@ def test_every_epoch_sees_every_image_once_as_a_view_of_that_epoch(keras, digits
         seen.extend((epoch, row) for row in rows.tolist())
         return digits.train(rows, epoch)
 
-    fit(headed(keras), dataclasses.replace(digits, train=train))
+    fit(headed(), dataclasses.replace(digits, train=train))
     assert {number for number, _ in seen} == set(range(PARAMS.epochs))
     # The very first call only asks for an image's shape.
     orders = [[row for number, row in seen[1:] if number == epoch] for epoch in range(PARAMS.epochs)]
@@ -267,14 +262,14 @@ def test_the_log_receives_every_epoch(keras, digits):
         def step(self, step, metrics):
             steps[step] = dict(metrics)
 
-    history = fit(headed(keras), digits, log=Memory()).history
+    history = fit(headed(), digits, log=Memory()).history
     assert sorted(steps) == [0, 1, 2]
     for name, values in history.items():
         assert [steps[step][name] for step in range(3)] == pytest.approx(values)
 
 
 def test_a_loss_that_is_no_number_is_an_error(keras, digits):
-    model = headed(keras)
+    model = headed()
 
     class Saboteur(NoLog):
         def step(self, step, metrics):
@@ -285,7 +280,7 @@ def test_a_loss_that_is_no_number_is_an_error(keras, digits):
 
 
 def test_balanced_class_weights_give_every_class_the_same_total():
-    weights = training.class_weights(np.array([0] * 30 + [1] * 10))
+    weights = fitting.class_weights(np.array([0] * 30 + [1] * 10))
     assert weights == {0: 40 / 60, 1: 40 / 20}
 
 
@@ -293,16 +288,17 @@ def test_two_processes_train_the_same_bytes():
     code = textwrap.dedent(
         """
         import hashlib, numpy as np
-        from pipeline import convnets, training
+        from pipeline import convnets
         from pipeline.progress import NoLog
-        from tests.test_training import PARAMS
-        training.prepare(threads=2, seed=5)
+        from pipeline.training import fitting
+        from tests.small_networks import PARAMS
+        fitting.prepare(threads=2, seed=5)
         rng = np.random.default_rng(0)
         pixels, labels = rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), np.arange(24) % 2
-        examples = training.Examples(labels, lambda rows, epoch: np.roll(pixels[rows], epoch, 1), labels,
+        examples = fitting.Examples(labels, lambda rows, epoch: np.roll(pixels[rows], epoch, 1), labels,
                                      lambda rows: pixels[rows])
         model = convnets.small_convnet(input_size=32, n_classes=2, dropout=0.3)
-        training.fit(model, examples, whole=model, params=PARAMS, seed=5, log=NoLog())
+        fitting.fit(model, examples, whole=model, params=PARAMS, seed=5, log=NoLog())
         print(hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest())
         """
     )
@@ -315,6 +311,6 @@ def test_two_processes_train_the_same_bytes():
 
 def test_no_epoch_ends_by_waiting_for_a_thread_that_tunes_the_reading_of_batches(digits):
     # TensorFlow's tuner sleeps for up to many seconds, and who drops the iterator of a finished epoch waits for it.
-    batches = training._batches(digits.train_labels, digits.train, batch_size=8, seed=0)
+    batches = fitting._batches(digits.train_labels, digits.train, batch_size=8, seed=0)
     assert batches.options().autotune.enabled is False
     assert len(list(batches)) == len(batches) == 5

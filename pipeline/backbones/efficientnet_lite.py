@@ -28,6 +28,7 @@ STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 BATCH_NORM_EPSILON = 1e-3
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
+MAP_LAYER = "top_activation"
 FEATURE_LAYER = "avg_pool"
 
 
@@ -192,9 +193,11 @@ def _spec(variant: Variant, origin: dict[str, str], cost: networks.Cost) -> Netw
     return NetworkSpec(
         name=variant.name,
         input_size=variant.input_size,
+        map_layer=MAP_LAYER,
         feature_layer=FEATURE_LAYER,
         feature_width=HEAD_FILTERS,
         prediction_layer="predictions",
+        preprocess="backbone",
         blocks=[BlockSpec(name=block.name, first_layer=block.first_layer) for block in blocks(variant)],
         weights=origin,
         cost=cost,

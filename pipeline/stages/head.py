@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, network_runs, networks, training
+from pipeline import artifacts, network_runs, networks
 from pipeline.params import Params
 from pipeline.progress import Log
+from pipeline.training import heads
 
 if TYPE_CHECKING:
     import keras
 
-READS = (*network_runs.READS, *(f"head.{key}" for key in training.HeadParams.model_fields))
+READS = (*network_runs.READS, *(f"head.{key}" for key in heads.HeadParams.model_fields))
 INPUTS = (*network_runs.INPUTS, "data/backbones/{backbone}")
 OUTPUTS = ("results/runs/{backbone}-head",)
 
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
-    head = params.block("head", training.HeadParams)
+    head = params.block("head", heads.HeadParams)
     directory = artifacts.BACKBONES / backbone
 
     def build(repeat: int) -> keras.Model:
-        trunk = networks.cut(networks.load(directory), networks.read_spec(directory).feature_layer)
-        return training.add_head(
-            trunk,
-            n_classes=len(artifacts.read_part("train").classes),
-            dropout=head.dropout,
-            hidden_units=head.hidden_units,
-        )
+        trunk = heads.pooled(networks.load(directory), networks.read_spec(directory), head.pooling)
+        return heads.add_head(trunk, n_classes=len(artifacts.read_part("train").classes), params=head)
 
     network_runs.run(
         build,

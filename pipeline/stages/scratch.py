@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, convnets, network_runs, training
+from pipeline import artifacts, convnets, network_runs
 from pipeline.params import Params
 from pipeline.progress import Log
+from pipeline.training import fitting, optimizers
 
 if TYPE_CHECKING:
     import keras
 
-READS = (*network_runs.READS, *(f"scratch.{key}" for key in training.ScratchParams.model_fields))
+
+class ScratchParams(fitting.FitParams):
+    """Small networks trained from random weights; ``input_size``, ``dropout``: None for each network's own."""
+
+    input_size: fitting.Positive | None
+    dropout: optimizers.Share | None
+
+
+READS = (*network_runs.READS, *(f"scratch.{key}" for key in ScratchParams.model_fields))
 INPUTS = network_runs.INPUTS
 OUTPUTS = ("results/runs/{network}-scratch",)
 
 
 def main(params: Params, *, network: str, log: Log) -> None:
-    scratch = params.block("scratch", training.ScratchParams)
+    scratch = params.block("scratch", ScratchParams)
+    convnet = convnets.CONVNETS[network]
 
     def build(repeat: int) -> keras.Model:
-        return convnets.CONVNETS[network](
-            input_size=scratch.input_size,
+        return convnet.build(
+            input_size=scratch.input_size or convnet.input_size,
             n_classes=len(artifacts.read_part("train").classes),
             dropout=scratch.dropout,
         )
