@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline import activations, artifacts, images, inference, networks, provenance, training, training_curves
+from pipeline import (
+    activations,
+    artifacts,
+    augmentation,
+    augmentation_sheet,
+    images,
+    inference,
+    networks,
+    provenance,
+    training,
+    training_curves,
+)
 from pipeline.activations import View
 from pipeline.params import Params
 from pipeline.progress import Log, progress, say
@@ -155,6 +166,15 @@ def _train(
     # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
     artifacts.write_json(directory / "frozen.json", source.about)
     _write_history(directory, fit, title=f"{network} · {stage}")
+    augmentation_sheet.draw(
+        augmentation_sheet.of_part(parts["train"]),
+        size=model.input_shape[1],
+        image_params=params.block("images", images.ImageParams),
+        augmentation_params=params.block("augmentation", augmentation.AugmentationParams),
+        seed=seed,
+        title=f"Augmentation of {network} · {stage}",
+        path=directory / "augmentation.png",
+    )
     artifacts.write_json(directory / _ABOUT, about)
 
 
@@ -218,7 +238,7 @@ class _Rows:
     """The tail's inputs: what the frozen part makes of an image or view."""
 
     def __init__(self, part: activations.FrozenPart, params: Params, *, seed: int):
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._augmentation = params.block("augmentation", augmentation.AugmentationParams)
         self._activations = activations.Activations(
             part,
             compute=params.block("compute", inference.ComputeParams),
@@ -265,7 +285,7 @@ class _Pixels:
 
     def __init__(self, size: int, params: Params, *, seed: int):
         self._compute = params.block("compute", inference.ComputeParams)
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._augmentation = params.block("augmentation", augmentation.AugmentationParams)
         self._seed = seed
         load = functools.partial(images.load, size=size, params=params.block("images", images.ImageParams))
         self._load = functools.lru_cache(maxsize=DECODED_BYTES // (3 * size * size))(load)
@@ -277,7 +297,7 @@ class _Pixels:
 
     def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> training.Examples:
         def view(row: int, number: int) -> np.ndarray:
-            return images.augment(
+            return augmentation.augment(
                 self._load(train.files[row]),
                 seed=self._seed,
                 sha256=train.sha256[row],

@@ -27,11 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting", "watchdog"),
     (
-        *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
-        *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
-        *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
+        *("duplicates", "feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics"),
+        *("picture_sheet", "quality", "splits", "statistics", "textbook", "tracking", "training", "training_curves"),
     ),
-    ("activations", "calibration_table", "comparison", "leaderboard_tables"),
+    ("activations", "augmentation_sheet", "calibration_table", "comparison", "leaderboard_tables"),
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),
@@ -44,7 +44,7 @@ SERVED_MODEL = PACKAGE / "tracking" / "serving.py"
 
 MAY_IMPORT = {
     "tensorflow": {"networks", "inference", "training"},
-    "keras": {"networks", "backbones", "convnets", "inference", "training"},
+    "keras": {"networks", "backbones", "convnets", "datasets", "inference", "training"},
     "openvino": {"inference"},
     "mlflow": {"tracking"},
 }

@@ -746,7 +746,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
 
     run = RUNS[1]
     record = write_run(run, candidates=1)
-    images = {"square": "crop", "interpolation": "bilinear"}
+    images = {"square": "crop", "fill": "edge", "interpolation": "bilinear"}
     parameters = {"images": images, "compute": {"threads": 1, "batch_size": 2}}
     artifacts.write_record(
         artifacts.RUNS / run.name / "record.json", record.model_copy(update={"parameters": parameters})
