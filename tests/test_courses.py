@@ -185,10 +185,10 @@ def test_published_images_keep_their_pixels_labels_and_parts(home, source):
 @every_source
 def test_of_a_limit_no_more_images_are_unpacked_than_it_leaves(home, source):
     publish(home, source)
-    run_stages(source, limit=44)
+    run_stages(source, limit=55)
     unpacked = [path for path in (Path(".cache/datasets") / source).rglob("*") if path.is_file()]
-    assert len(unpacked) == len(manifest()) == 44
-    assert Counter(row["split"] for row in manifest())["test"] == 12  # in proportion
+    assert len(unpacked) == len(manifest()) == 55
+    assert Counter(row["split"] for row in manifest())["test"] == 15  # in proportion
 
 
 def test_the_split_unpacks_what_a_fresh_clone_does_not_have(home):
