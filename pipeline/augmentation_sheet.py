@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import artifacts, augmentation, contact_sheet, images
+from pipeline.params import Params
 
 # So that a page is one screen wide and about one and a half high.
 IMAGES, VIEWS, SIDE, WIDTH = 6, 7, 132, 1160
@@ -36,10 +37,9 @@ def of_part(part: artifacts.Part) -> list[Example]:
 
 def draw(
     examples: Sequence[Example],
+    params: Params,
     *,
     size: int,
-    image_params: images.ImageParams,
-    augmentation_params: augmentation.AugmentationParams,
     seed: int,
     title: str,
     path: Path,
@@ -47,17 +47,18 @@ def draw(
 ) -> None:
     """Write a PNG with a row for each example: as it is, then its first views, as a network of ``size`` meets them.
 
-    ``views``: how many; None for as many as an image has, up to `VIEWS`. Raises images.ImageError.
+    ``params`` must hold images and augmentation. ``views``: how many; None for as many as an image has, up to `VIEWS`.
+    Raises images.ImageError.
     """
-    count = min(augmentation_params.views or VIEWS, VIEWS) if views is None else views
+    image_params = params.block("images", images.ImageParams)
+    changes = params.block("augmentation", augmentation.AugmentationParams)
+    count = min(changes.views or VIEWS, VIEWS) if views is None else views
 
     def strip(example: Example) -> contact_sheet.Strip:
         image = images.load(example.file, size=size, params=image_params)
         pictures = [contact_sheet.Picture(_shown(image), "as it is")]
         for number in range(count):
-            view = augmentation.augment(
-                image, seed=seed, sha256=example.sha256, view=number, params=augmentation_params
-            )
+            view = augmentation.augment(image, seed=seed, sha256=example.sha256, view=number, params=changes)
             pictures.append(contact_sheet.Picture(_shown(view), f"view {number + 1}"))
         return contact_sheet.Strip(example.file.name, pictures)
 
@@ -68,7 +69,7 @@ def draw(
     contact_sheet.draw(
         [contact_sheet.Section(label, strips) for label, strips in by_label.items()],
         title=title,
-        subtitle=f"{augmentation.in_words(augmentation_params)}; {size} x {size} pixels",
+        subtitle=f"{augmentation.in_words(changes)}; {size} x {size} pixels",
         side=SIDE,
         width=max(WIDTH, row),
         path=path,

@@ -168,9 +168,8 @@ def _train(
     _write_history(directory, fit, title=f"{network} · {stage}")
     augmentation_sheet.draw(
         augmentation_sheet.of_part(parts["train"]),
+        params,
         size=model.input_shape[1],
-        image_params=params.block("images", images.ImageParams),
-        augmentation_params=params.block("augmentation", augmentation.AugmentationParams),
         seed=seed,
         title=f"Augmentation of {network} · {stage}",
         path=directory / "augmentation.png",

@@ -13,8 +13,14 @@ from test_augmentation import EVERYTHING
 from pipeline import __main__ as command_line
 from pipeline import artifacts, augmentation, augmentation_sheet, contact_sheet, images, seeds
 from pipeline.augmentation_sheet import SIDE, Example
+from pipeline.params import Params
 
 SQUARE = images.ImageParams(square="crop", fill="edge", interpolation="bilinear")
+
+
+def given(**changes) -> Params:
+    values = {"images": SQUARE.model_dump(), "augmentation": EVERYTHING.model_dump() | changes}
+    return Params(values, ("images", "augmentation"))
 
 
 @pytest.fixture
@@ -51,10 +57,7 @@ def drawn(monkeypatch) -> list[contact_sheet.Section]:
 
 
 def draw(path: Path, examples: list[Example], *, size: int = SIDE, seed: int = 5, **options) -> bytes:
-    augmentation_sheet.draw(
-        examples, size=size, image_params=SQUARE, augmentation_params=EVERYTHING, seed=seed, title="x", path=path,
-        **options,
-    )  # fmt: skip
+    augmentation_sheet.draw(examples, given(), size=size, seed=seed, title="x", path=path, **options)
     return path.read_bytes()
 
 
@@ -108,9 +111,8 @@ def test_without_a_number_as_many_views_are_drawn_as_an_image_has(project, drawn
     for views, expected in ((2, 2), (None, augmentation_sheet.VIEWS), (50, augmentation_sheet.VIEWS)):
         drawn.clear()
         augmentation_sheet.draw(
-            [example], size=32, image_params=SQUARE, seed=0, title="x", path=project / "sheet.png",
-            augmentation_params=EVERYTHING.model_copy(update={"views": views}),
-        )  # fmt: skip
+            [example], given(views=views), size=32, seed=0, title="x", path=project / "sheet.png"
+        )
         assert len(drawn[0].strips[0].pictures) == 1 + expected
 
 
@@ -123,9 +125,10 @@ def test_the_command_draws_what_head_would_train_on(project, drawn, values, caps
     assert Path("augmentation.png").read_bytes().startswith(b"\x89PNG")
     assert [section.heading for section in drawn] == ["cat", "dog", "고양이"]
     file, sha256 = artifacts.SPLIT / "train" / "cat" / "0.png", artifacts.read_part("train").sha256[0]
-    given = augmentation.AugmentationParams.model_validate(values["augmentation"])
+    changes = augmentation.AugmentationParams.model_validate(values["augmentation"])
     image = images.load(file, size=SIDE, params=images.ImageParams.model_validate(values["images"]))
-    view = augmentation.augment(image, seed=seeds.child_seed(values["seed"], "head"), sha256=sha256, view=0, params=given)
+    seed = seeds.child_seed(values["seed"], "head")
+    view = augmentation.augment(image, seed=seed, sha256=sha256, view=0, params=changes)
     np.testing.assert_array_equal(drawn[0].strips[0].pictures[1].image, view)
 
 

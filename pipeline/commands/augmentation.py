@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, augmentation, augmentation_sheet, images, params, schema
+from pipeline import artifacts, augmentation_sheet, params, schema
 from pipeline.errors import BakeoffError
 from pipeline.progress import say
 from pipeline.seeds import child_seed
@@ -29,15 +29,13 @@ def main(arguments: argparse.Namespace) -> int:
             raise BakeoffError(f"--{name} must be at least 1, received {value}")
     values = params.load()
     schema.check(values)
-    given = params.Params(values, values)
     with artifacts.whole_file(arguments.output) as temporary:
         augmentation_sheet.draw(
             [_example(file) for file in arguments.images]
             or augmentation_sheet.of_part(artifacts.read_part("train")),
+            params.Params(values, values),
             size=arguments.size,
-            image_params=given.block("images", images.ImageParams),
-            augmentation_params=given.block("augmentation", augmentation.AugmentationParams),
-            seed=child_seed(given.value("seed"), "head"),
+            seed=child_seed(values["seed"], "head"),
             title="What augmentation in params.yaml makes of images",
             path=temporary,
             views=arguments.views,
