@@ -8,6 +8,7 @@ read when their SHA-256 is the one in the description; no code in them is run. E
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import socket
 import urllib.error
@@ -53,7 +54,7 @@ def class_names(params: DatasetParams) -> tuple[str, ...]:
 
 
 def read(params: DatasetParams) -> Source:
-    """Return the images as <part>/<class>/<number in the part>.png, with the digests of the files they will be.
+    """Return the images as <part>/<class>/<number in the data set>.png, with the digests of the files they will be.
 
     Raises DatasetError if an archive can neither be found nor downloaded.
     """
@@ -85,11 +86,11 @@ def _holds(file: Path, sha256: str) -> bool:
 
 
 def _pictures(params: DatasetParams, parts: Mapping[str, Labelled]) -> Iterator[tuple[str, str, str, np.ndarray]]:
-    """Yield path, label, part and pixels of every image, as published."""
-    classes = SETS[params.source].classes
+    """Yield path, label, part and pixels of every image, as published; numbers go on from one part to the next."""
+    classes, numbers = SETS[params.source].classes, itertools.count()
     for part, (images, labels) in parts.items():
-        for number, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-            yield f"{part}/{classes[label]}/{number:05d}.png", classes[label], part, pixels
+        for pixels, label in zip(images, labels.tolist(), strict=True):
+            yield f"{part}/{classes[label]}/{next(numbers):05d}.png", classes[label], part, pixels
 
 
 def _count(parts: Mapping[str, Labelled]) -> int:
