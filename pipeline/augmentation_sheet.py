@@ -45,7 +45,7 @@ def draw(
     path: Path,
     views: int | None = None,
 ) -> None:
-    """Write a PNG with a row for each example: as it is, then its first views, as a network of ``size`` meets them.
+    """Write a PNG with a strip for each example: as it is, then its first views, as a network of ``size`` meets them.
 
     ``params`` must hold images and augmentation. ``views``: how many; None for as many as an image has, up to `VIEWS`.
     Raises images.ImageError.

@@ -71,9 +71,9 @@ class ImageParams(Block):
     """How an image of any shape becomes a square of the size that a network takes.
 
     ``square``: cut out the centre, then resize; change the proportions; or resize to fit and pad both sides.
-    ``fill``: of what padding adds: edge, the border's pixels go on outwards, or a color, #rrggbb. The others add nothing
-    and do not read it. ``interpolation``: Pillow's filters, which shrink an image without leaving out pixels, except
-    for nearest.
+    ``fill``: of what padding adds: edge, the border's pixels go on outwards, or a color, #rrggbb. The other two add
+    nothing and do not read it. ``interpolation``: Pillow's filters, which shrink an image without leaving out pixels,
+    except for nearest.
     """
 
     square: Literal["crop", "warp", "pad"]

@@ -1,4 +1,4 @@
-"""Facts of augmentation: views are pure functions, maps are exact where they can be, borders are filled as NumPy does."""
+"""Facts of augmentation: views are pure functions, maps are exact where they can be, borders are filled as by NumPy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def changed(**changes) -> AugmentationParams:
     return AugmentationParams.model_validate({**NOTHING.model_dump(), **changes})
 
 
-def view_of(image: np.ndarray, number: int, given: AugmentationParams, *, seed: int = 0, sha256: str = "aa") -> np.ndarray:
+def view_of(
+    image: np.ndarray, number: int, given: AugmentationParams, *, seed: int = 0, sha256: str = "aa"
+) -> np.ndarray:
     return augment(image, seed=seed, sha256=sha256, view=number, params=given)
 
 
@@ -75,7 +77,9 @@ def test_augmentation_that_is_all_off_changes_nothing():
         assert (view_of(image, number, NOTHING) == image).all()
 
 
-def before_affine_maps(image: np.ndarray, *, seed: int, sha256: str, view: int, given: AugmentationParams) -> np.ndarray:
+def before_affine_maps(
+    image: np.ndarray, *, seed: int, sha256: str, view: int, given: AugmentationParams
+) -> np.ndarray:
     """What a view was before there were affine maps, with arithmetic on every pixel."""
     key = hashlib.sha256(f"{seed}/{sha256}/{view}".encode()).digest()
     draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).random(5)

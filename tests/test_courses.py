@@ -1,4 +1,4 @@
-"""The courses' data sets: tiny archives in the published layouts, from Keras' cache to the split, and without a network."""
+"""The courses' data sets: tiny archives in the published layouts, from Keras' cache to the split, and offline."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_keras_downloads_and_verifies_what_is_missing_with_a_limit_to_its_patien
 )
 def test_a_description_of_something_else_is_refused(home, content):
     artifacts.write_json(Path("mnist.json"), content)
-    with pytest.raises(DatasetError, match=r"mnist\.json must describe mnist: .* digests of mnist\.npz; data/mnist\.json"):
+    with pytest.raises(DatasetError, match=r"mnist\.json must describe mnist: .* of mnist\.npz; data/mnist\.json"):
         courses.read(given("mnist"))
 
 

@@ -122,7 +122,7 @@ def test_fill_means_nothing_without_padding(square):
 
 @pytest.mark.parametrize("fill", ["red", "#12345", "#1234567", "#12345g", None, 0])
 def test_a_fill_that_is_no_color_is_refused_by_name(fill):
-    with pytest.raises(params.ParamsError, match=r'images\.fill must be edge or a color in quotes, such as "#000000", rec'):
+    with pytest.raises(params.ParamsError, match=r'images\.fill must be edge or a color in quotes, such as "#000000"'):
         made(fill=fill)
 
 

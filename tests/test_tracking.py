@@ -108,6 +108,7 @@ def write_run(run: Run, *, candidates: int = 3, seed: int = 0) -> artifacts.Reco
     artifacts.write_record(directory / "record.json", record)
     artifacts.write_predictions(directory / "predictions.npz", artifacts.Predictions(validation, validation[0]))
     (directory / "history.csv").write_text("epoch,loss\n", encoding="utf-8")
+    (directory / "augmentation.png").write_bytes(b"a picture")
     return record
 
 
@@ -350,7 +351,8 @@ def test_artifacts_and_the_model_are_with_the_method() -> None:
     import mlflow
 
     run_id = the_method().info.run_id
-    assert {file.path for file in client().list_artifacts(run_id)} >= {"record.json", "predictions.npz", "history.csv"}
+    files = {file.path for file in client().list_artifacts(run_id)}
+    assert files >= {"record.json", "predictions.npz", "history.csv", "augmentation.png"}
     (figure,) = client().list_artifacts(run_id, "comparison/figures")
     assert figure.path == "comparison/figures/roc.png"
     found = client().search_logged_models([the_method().info.experiment_id], f"source_run_id = '{run_id}'")

@@ -1,4 +1,4 @@
-"""The formats that data sets of images are published in, read without running code, and the one they are unpacked to."""
+"""The formats that data sets are published in, read without running code, and the one that they are unpacked to."""
 
 from __future__ import annotations
 
