@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import gzip
+import http.server
 import importlib.util
 import io
 import json
@@ -14,9 +17,10 @@ import socket
 import struct
 import sys
 import tarfile
+import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -295,6 +299,44 @@ def test_keras_downloads_and_verifies_what_is_missing_with_a_limit_to_its_patien
     del wanted["t10k-labels-idx1-ubyte.gz"]
     assert dict(asked) == wanted
     assert len(asked) == 3
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The folder of a server from which MNIST comes, for once."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    handler = functools.partial(SilentHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{found.server_port}/mnist.npz"
+        monkeypatch.setitem(
+            courses.SETS, "mnist", dataclasses.replace(courses.SETS["mnist"], origins={"mnist.npz": origin})
+        )
+        monkeypatch.delenv("http_proxy", raising=False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield folder
+        found.shutdown()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *values):
+        pass
+
+
+@pytest.mark.slow
+def test_keras_itself_downloads_into_its_cache_and_refuses_what_has_another_digest(home, server):
+    """Slow, because it imports Keras."""
+    parts = publish(home, "mnist")
+    archive = home / "datasets" / "mnist.npz"
+    content = archive.read_bytes()
+    shutil.rmtree(home)
+    (server / "mnist.npz").write_bytes(content[:-1])
+    with pytest.raises(DatasetError, match=r"mnist cannot be downloaded: Incomplete or corrupted file detected"):
+        courses.read(given("mnist"))
+    (server / "mnist.npz").write_bytes(content)
+    assert len(courses.read(given("mnist")).images) == sum(len(labels) for _, labels in parts.values())
+    assert archive.read_bytes() == content
 
 
 @pytest.mark.parametrize(
