@@ -40,6 +40,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 COMMANDS: dict[str, str] = {
     "predict": "classify image files with the champion or any run",
+    "augmentation": "draw what augmentation makes of images, without training",
     "leaderboard": "print the comparison",
     "split-seeds": "repeat sweeps over several split seeds on cached features",
     "sync": "add what is missing to the MLflow store",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts, feature_store, images, inference, networks, provenance
+from pipeline import artifacts, augmentation, feature_store, images, inference, networks, provenance
 from pipeline.errors import BakeoffError
 from pipeline.progress import progress, say
 
@@ -95,7 +95,7 @@ class Activations:
         *,
         compute: inference.ComputeParams,
         image_params: images.ImageParams,
-        augmentation: images.AugmentationParams | None = None,
+        augmentation: augmentation.AugmentationParams | None = None,
         seed: int = 0,
     ):
         self._size = part.input_size
@@ -181,7 +181,7 @@ class Activations:
     def _drawn_from(self, image: np.ndarray, view: View) -> np.ndarray:
         if view.number is None:
             return image
-        return images.augment(
+        return augmentation.augment(
             image, seed=self._seed, sha256=view.sha256, view=view.number, params=self._augmentation
         )
 

@@ -1,13 +1,13 @@
-"""Image files to arrays of pixels: decode, make square, resize, augment.
+"""Image files to arrays of pixels: decode, make square, resize.
 
 Arrays are RGB in 0..255. Scaling to what a network expects happens inside the network's own graph, never here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
+import re
 import struct
 import warnings
 from collections import deque
@@ -15,19 +15,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
-from pydantic import Field
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from pydantic import field_validator
 
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -65,27 +68,25 @@ class ImageError(BakeoffError):
 
 
 class ImageParams(Block):
-    """How an image of any shape becomes a square: cut out the centre or change the proportions, then resize."""
+    """How an image of any shape becomes a square of the size that a network takes.
 
-    square: Literal["crop", "warp"]
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-
-
-class AugmentationParams(Block):
-    """Random changes of training images that keep their class.
-
-    ``views``: how many different ones an image has, met in turn, epoch after epoch; None: every epoch a new one. What
-    a frozen network makes of a view is kept, so few views train fast. A network without a frozen part meets a new view
-    in every epoch in any case.
+    ``square``: cut out the centre, then resize; change the proportions; or resize to fit and pad both sides.
+    ``fill``: of what padding adds: edge, the border's pixels go on outwards, or a color, #rrggbb. The other two add
+    nothing and do not read it. ``interpolation``: Pillow's filters, which shrink an image without leaving out pixels,
+    except for nearest.
     """
 
-    views: Annotated[int, Field(ge=1)] | None
-    horizontal_flip: bool
-    vertical_flip: bool
-    quarter_turns: bool
-    brightness: Annotated[float, Field(ge=0, le=1)]
-    contrast: Annotated[float, Field(ge=0, lt=1)]
-    test_time_views: Annotated[int, Field(ge=0, le=1000)]  # also drawn at prediction; 0: the image as it is alone
+    square: Literal["crop", "warp", "pad"]
+    fill: str
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+    @field_validator("fill", mode="before")
+    @classmethod
+    def _edge_or_color(cls, value: object) -> object:
+        # Without quotes, YAML takes a color for a comment, which leaves nothing.
+        if not (isinstance(value, str) and re.fullmatch("edge|#[0-9a-fA-F]{6}", value)):
+            raise ValueError('edge or a color in quotes, such as "#000000"')
+        return value
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Inspection:
 def load(source: Path | bytes, *, size: int, params: ImageParams) -> np.ndarray:
     """Return an image file as uint8 (size, size, 3), RGB. Raises ImageError if it cannot be read whole."""
     image = _decode(source)
+    if params.square == "pad":
+        return _padded(image, size, params)
     if params.square == "crop":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -161,28 +164,23 @@ def thumbnail(path: Path, *, side: int) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC).convert("RGB"))
 
 
-def augment(image: np.ndarray, *, seed: int, sha256: str, view: int, params: AugmentationParams) -> np.ndarray:
-    """Return view number ``view`` of a training image, uint8 of the same square shape.
+def _padded(image: Image.Image, size: int, params: ImageParams) -> np.ndarray:
+    """Return the whole image in the middle of a square, uint8 (size, size, 3); an odd pixel goes right or below.
 
-    A pure function of its arguments: a view can be drawn anywhere, in any order, and is the same. All draws are made
-    whether they are used or not, so switching one change off leaves the others as they were.
+    It is resized first: a square around a panorama as it is may not fit into memory.
     """
-    key = hashlib.sha256(f"{seed}/{sha256}/{view}".encode()).digest()
-    draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).random(5)
-    if params.horizontal_flip and draws[0] < 0.5:
-        image = image[:, ::-1]
-    if params.vertical_flip and draws[1] < 0.5:
-        image = image[::-1]
-    if params.quarter_turns:
-        image = np.rot90(image, k=int(draws[2] * 4))
-    shift = 255 * params.brightness * (2 * draws[3] - 1)
-    factor = 1 + params.contrast * (2 * draws[4] - 1)
-    if shift or factor != 1:
-        mean = image.mean()
-        # A table of 256 entries gives the same bytes as arithmetic on every pixel, several times faster.
-        levels = np.clip(np.rint((np.arange(256) - mean) * factor + mean + shift), 0, 255).astype(np.uint8)
-        image = levels[image]
-    return np.ascontiguousarray(image)
+    longer = max(image.size)
+    width, height = (max(1, round(length * size / longer)) for length in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), RESAMPLING[params.interpolation])
+    pixels = np.asarray(image.convert("RGB"))
+    left, top = (size - width) // 2, (size - height) // 2
+    if params.fill == "edge":
+        return np.pad(pixels, ((top, size - height - top), (left, size - width - left), (0, 0)), mode="edge")
+    square = np.empty((size, size, 3), dtype=np.uint8)
+    square[:] = ImageColor.getrgb(params.fill)
+    square[top : top + height, left : left + width] = pixels
+    return square
 
 
 def _decode(source: Path | bytes) -> Image.Image:

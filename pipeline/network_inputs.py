@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import activations, artifacts, images, inference
+from pipeline import activations, artifacts, augmentation, images, inference
 from pipeline.activations import View
 from pipeline.params import Params
 from pipeline.progress import progress, say
@@ -25,7 +25,7 @@ class Rows:
     """
 
     def __init__(self, part: activations.FrozenPart, params: Params, *, seed: int):
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._augmentation = params.block("augmentation", augmentation.AugmentationParams)
         self.asked = AskedViews.of(self._augmentation, seed=seed)
         self._activations = activations.Activations(
             part,
@@ -78,7 +78,7 @@ class Pixels:
 
     def __init__(self, size: int, params: Params, *, seed: int):
         self._compute = params.block("compute", inference.ComputeParams)
-        self._augmentation = params.block("augmentation", images.AugmentationParams)
+        self._augmentation = params.block("augmentation", augmentation.AugmentationParams)
         self.asked = AskedViews.of(self._augmentation, seed=seed)
         self._seed = seed
         load = functools.partial(images.load, size=size, params=params.block("images", images.ImageParams))
@@ -92,7 +92,7 @@ class Pixels:
 
     def examples(self, train: artifacts.Part, validation: artifacts.Part, *, epochs: int) -> fitting.Examples:
         def view(row: int, number: int) -> np.ndarray:
-            return images.augment(
+            return augmentation.augment(
                 self._load(train.files[row]),
                 seed=self._seed,
                 sha256=train.sha256[row],

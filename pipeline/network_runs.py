@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline import activations, artifacts, inference, networks, provenance, training_curves
+from pipeline import activations, artifacts, augmentation_sheet, inference, networks, provenance, training_curves
 from pipeline.network_inputs import Pixels, Rows
 from pipeline.params import Params
 from pipeline.progress import Log, say
@@ -164,6 +164,14 @@ def _train(
     # What is frozen, which engine computed it and which views were asked about, for whoever predicts with it later.
     artifacts.write_json(directory / "frozen.json", source.about)
     _write_history(directory, fit, title=f"{network} · {stage}")
+    augmentation_sheet.draw(
+        augmentation_sheet.of_part(parts["train"]),
+        params,
+        size=model.input_shape[1],
+        seed=seed,
+        title=f"Augmentation of {network} · {stage}",
+        path=directory / "augmentation.png",
+    )
     artifacts.write_json(directory / _ABOUT, about)
 
 

@@ -62,7 +62,8 @@ def suspects(images: Sequence[Described]) -> Suspects:
     found.flat = [[index] for index, image in enumerate(images) if image.thumbnail.std() < FLAT]
     shorter = np.array([min(image.width, image.height) for image in images])
     longer = np.array([max(image.width, image.height) for image in images])
-    odd = (longer >= LONGEST_PROPORTION * shorter) | (shorter < SMALLEST_SIDE)
+    # A data set of small images, as MNIST, is not odd altogether.
+    odd = (longer >= LONGEST_PROPORTION * shorter) | (shorter < min(SMALLEST_SIDE, np.median(shorter)))
     odd[_far_out(np.log2(shorter), least=LEAST_OCTAVES)] = True
     found.sizes = [[int(index)] for index in np.flatnonzero(odd)]
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import (
     artifacts,
+    augmentation,
     convnets,
     datasets,
     images,
@@ -54,7 +55,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "selection": metrics.SelectionParams,
     "backbone": backbones.BackboneParams,
     "as_is": as_is.AsIsParams,
-    "augmentation": images.AugmentationParams,
+    "augmentation": augmentation.AugmentationParams,
     "head": HeadBlock,
     "fine_tune": FineTuneBlock,
     "scratch": ScratchBlock,

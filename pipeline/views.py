@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, images
+from pipeline import artifacts, augmentation
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class AskedViews:
 
     augmented: int = 0
     seed: int = 0
-    params: images.AugmentationParams | None = None
+    params: augmentation.AugmentationParams | None = None
 
     @classmethod
-    def of(cls, params: images.AugmentationParams, *, seed: int) -> AskedViews:
+    def of(cls, params: augmentation.AugmentationParams, *, seed: int) -> AskedViews:
         return cls(params.test_time_views, seed, params) if params.test_time_views else cls()
 
     @classmethod
@@ -35,7 +35,7 @@ class AskedViews:
         found = about.get("test_time")
         if found is None:
             return cls()
-        return cls.of(images.AugmentationParams.model_validate(found["augmentation"]), seed=found["seed"])
+        return cls.of(augmentation.AugmentationParams.model_validate(found["augmentation"]), seed=found["seed"])
 
     def about(self) -> dict[str, Any]:
         """Return what a run has to keep: nothing if it asks about the image as it is alone."""
@@ -54,7 +54,7 @@ class AskedViews:
             return image[np.newaxis]
         sha256 = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else artifacts.sha256_file(source)
         drawn = (
-            images.augment(image, seed=self.seed, sha256=sha256, view=number, params=self.params)
+            augmentation.augment(image, seed=self.seed, sha256=sha256, view=number, params=self.params)
             for number in self.numbers[1:]
         )
         return np.stack([image, *drawn])

@@ -21,10 +21,11 @@ FIT = {
 VALUES: dict[str, Any] = {
     "seed": 0,
     "repeats": 2,
-    "images": {"square": "crop", "interpolation": "bilinear"},
+    "images": {"square": "crop", "fill": "edge", "interpolation": "bilinear"},
     "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
     "augmentation": {"views": 2, "horizontal_flip": True, "vertical_flip": False, "quarter_turns": False,
-                     "brightness": 0.1, "contrast": 0.1, "test_time_views": 0},
+                     "rotation": 10.0, "width_shift": 0.1, "height_shift": 0.0, "shear": 0.0, "zoom": 0.1,
+                     "fill": "reflect", "brightness": 0.1, "contrast": 0.1, "test_time_views": 0},
     "head": {**FIT, "pooling": "avg", "hidden_units": [], "activation": "relu", "dropout": 0.2, "output": "softmax"},
     # As good as no training: what comes out is what it started from.
     "fine_tune": {**FIT, "learning_rate": 1e-12, "layer_decay": 1.0, "gradual": None,

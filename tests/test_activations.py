@@ -6,20 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import activations, artifacts, images, inference
+from pipeline import activations, artifacts, augmentation, images, inference
 from pipeline.activations import Activations, DriftError, FrozenPart, View
 
 COMPUTE = inference.ComputeParams(threads=2, batch_size=4, engine="openvino", precision="float32")
-SQUARE = images.ImageParams(square="crop", interpolation="bilinear")
-DRAWN = images.AugmentationParams(
-    views=3,
-    horizontal_flip=True,
-    vertical_flip=True,
-    quarter_turns=True,
-    brightness=0.2,
-    contrast=0.2,
-    test_time_views=0,
-)
+SQUARE = images.ImageParams(square="crop", fill="edge", interpolation="bilinear")
+DRAWN = augmentation.AugmentationParams(
+    views=3, horizontal_flip=True, vertical_flip=True, quarter_turns=True, rotation=10.0, width_shift=0.1,
+    height_shift=0.1, shear=5.0, zoom=0.1, fill="reflect", brightness=0.2, contrast=0.2, test_time_views=0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +54,7 @@ def numbered(views: list[View], *numbers: int) -> list[View]:
 def expected(view: View, *, seed: int = 0, drawn=DRAWN) -> np.ndarray:
     image = images.load(view.file, size=8, params=SQUARE)
     if view.number is not None:
-        image = images.augment(image, seed=seed, sha256=view.sha256, view=view.number, params=drawn)
+        image = augmentation.augment(image, seed=seed, sha256=view.sha256, view=view.number, params=drawn)
     return image.reshape(2, 4, 2, 4, 3).mean(axis=(1, 3)).ravel()
 
 

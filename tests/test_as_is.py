@@ -17,7 +17,7 @@ VALUES = {
     "seed": 0,
     "backbone": {"weights": "imagenet"},
     "as_is": {"top": 3},
-    "images": {"square": "crop", "interpolation": "bicubic"},
+    "images": {"square": "crop", "fill": "edge", "interpolation": "bicubic"},
     "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
 }
 

@@ -127,6 +127,13 @@ def test_equal_images_are_no_outliers():
     assert found == quality.Suspects()
 
 
+def test_where_all_images_are_small_only_smaller_ones_are_odd():
+    images = [described(number, width=28, height=28) for number in range(10)]
+    assert quality.suspects(images) == quality.Suspects()
+    images[4].height = 20
+    assert quality.suspects(images).sizes == [[4]]
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from pipeline.networks import BlockSpec, NetworkSpec
 from pipeline.progress import NoLog
 from pipeline.stages import features
 
-IMAGES = {"square": "crop", "interpolation": "bilinear"}
+IMAGES = {"square": "crop", "fill": "edge", "interpolation": "bilinear"}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Facts of decoding and augmentation, on small files of every kind."""
+"""Facts of decoding and of making square, on small files of every kind."""
 
 from __future__ import annotations
 
@@ -11,34 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import images
-from pipeline.images import AugmentationParams, ImageParams
+from pipeline import images, params
+from pipeline.images import ImageParams
 
-CROP = ImageParams(square="crop", interpolation="bilinear")
-EVERYTHING = AugmentationParams(
-    views=None,
-    horizontal_flip=True,
-    vertical_flip=True,
-    quarter_turns=True,
-    brightness=0.2,
-    contrast=0.2,
-    test_time_views=0,
-)
-NOTHING = AugmentationParams(
-    views=None,
-    horizontal_flip=False,
-    vertical_flip=False,
-    quarter_turns=False,
-    brightness=0.0,
-    contrast=0.0,
-    test_time_views=0,
-)
+CROP = ImageParams(square="crop", fill="edge", interpolation="bilinear")
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def made(**changes) -> ImageParams:
+    return params.parse({**CROP.model_dump(), **changes}, ImageParams, where="images")
 
 
 def read_one(source: bytes) -> np.ndarray:
@@ -80,8 +66,72 @@ def test_crop_cuts_out_the_centre_and_warp_keeps_everything():
     wide[:, 10:20] = 200
     file = encoded(Image.fromarray(wide))
     assert (images.load(file, size=10, params=CROP) == 200).all()
-    warped = images.load(file, size=30, params=ImageParams(square="warp", interpolation="nearest"))
+    warped = images.load(file, size=30, params=made(square="warp", interpolation="nearest"))
     assert (warped[:, :10] == 0).all() and (warped[:, 10:20] == 200).all()
+
+
+@pytest.mark.parametrize("fill", ["edge", "#0a14c8"])
+def test_padding_keeps_the_whole_image_in_the_middle(fill):
+    image = np.asarray(pattern(10, 30))
+    padded = images.load(encoded(Image.fromarray(image)), size=30, params=made(square="pad", fill=fill))
+    np.testing.assert_array_equal(padded[10:20], image)
+    above, below = (image[0], image[-1]) if fill == "edge" else ((10, 20, 200), (10, 20, 200))
+    assert (padded[:10] == above).all() and (padded[20:] == below).all()
+
+
+def test_an_odd_pixel_of_padding_is_right_or_below():
+    high = Image.new("RGB", (4, 7), "white")
+    padded = images.load(encoded(high), size=7, params=made(square="pad", fill="#000000"))
+    assert padded[0, :, 0].tolist() == [0, 255, 255, 255, 255, 0, 0]
+
+
+def test_padding_resizes_in_proportion():
+    wide = np.zeros((20, 60, 3), dtype=np.uint8)
+    wide[:, 30:] = 240
+    padded = images.load(encoded(Image.fromarray(wide)), size=24, params=made(square="pad", fill="#ffffff"))
+    assert (padded[:8] == 255).all() and (padded[16:] == 255).all()
+    assert (padded[8:16, :11] == 0).all() and (padded[8:16, 13:] == 240).all()
+
+
+@pytest.mark.parametrize("square", ["crop", "warp", "pad"])
+@pytest.mark.parametrize("fill", ["edge", "#123456"])
+@pytest.mark.parametrize(("height", "width"), [(1, 300), (300, 1), (1, 1), (2, 5)])
+def test_any_image_becomes_a_square_by_any_filter(square, fill, height, width):
+    file = encoded(pattern(height, width))
+    for interpolation in images.RESAMPLING:
+        given = made(square=square, fill=fill, interpolation=interpolation)
+        array = images.load(file, size=16, params=given)
+        assert array.shape == (16, 16, 3) and array.dtype == np.uint8
+
+
+def test_an_image_of_one_pixel_in_width_is_one_column_of_a_padded_square():
+    line = np.arange(0, 160, 10, dtype=np.uint8).reshape(16, 1, 1).repeat(3, axis=2)
+    padded = images.load(encoded(Image.fromarray(line)), size=16, params=made(square="pad", fill="#c80000"))
+    np.testing.assert_array_equal(padded[:, 7], line[:, 0])
+    assert (padded[:, [*range(7), *range(8, 16)]] == (200, 0, 0)).all()
+    spread = images.load(encoded(Image.fromarray(line)), size=16, params=made(square="pad"))
+    np.testing.assert_array_equal(spread, line.repeat(16, axis=1))
+
+
+@pytest.mark.parametrize("square", ["crop", "warp"])
+def test_fill_means_nothing_without_padding(square):
+    file = encoded(pattern())
+    expected = images.load(file, size=16, params=made(square=square))
+    np.testing.assert_array_equal(images.load(file, size=16, params=made(square=square, fill="#ff0000")), expected)
+
+
+@pytest.mark.parametrize("fill", ["red", "#12345", "#1234567", "#12345g", None, 0])
+def test_a_fill_that_is_no_color_is_refused_by_name(fill):
+    with pytest.raises(params.ParamsError, match=r'images\.fill must be edge or a color in quotes, such as "#000000"'):
+        made(fill=fill)
+
+
+@pytest.mark.parametrize("interpolation", images.RESAMPLING)
+def test_every_filter_is_pillows_of_that_name(interpolation):
+    square = pattern(40, 40)
+    expected = square.resize((16, 16), Image.Resampling[interpolation.upper()])
+    found = images.load(encoded(square), size=16, params=made(interpolation=interpolation))
+    np.testing.assert_array_equal(found, np.asarray(expected))
 
 
 def test_an_image_of_the_right_size_is_not_resampled():
@@ -136,9 +186,10 @@ def test_images_are_read_two_batches_ahead_and_no_further():
 
 def test_a_grey_image_is_resized_like_its_three_equal_channels():
     grey = pattern(37, 23).convert("L")
-    params = images.ImageParams(square="crop", interpolation="bicubic")
-    expected = images.load(encoded(grey.convert("RGB")), size=16, params=params)
-    np.testing.assert_array_equal(images.load(encoded(grey), size=16, params=params), expected)
+    for square in ("crop", "warp", "pad"):
+        given = made(square=square, fill="#102030", interpolation="bicubic")
+        expected = images.load(encoded(grey.convert("RGB")), size=16, params=given)
+        np.testing.assert_array_equal(images.load(encoded(grey), size=16, params=given), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -160,7 +211,7 @@ def test_every_exif_orientation_is_turned_upright_once(tmp_path, orientation, fo
     path.write_bytes(encoded(stored, format, exif=exif, **options))
     found = images.inspect(path)
     assert (found.width, found.height, found.turned) == (32, 24, orientation != 1)
-    read = images.load(path, size=24, params=ImageParams(square="warp", interpolation="nearest")).astype(int)
+    read = images.load(path, size=24, params=made(square="warp", interpolation="nearest")).astype(int)
     expected = [[250, 0, 0], [0, 250, 0], [0, 0, 250], [0, 0, 0]]
     corners = [read[5, 5], read[5, 18], read[18, 5], read[18, 18]]
     assert np.abs(np.array(corners) - expected).max() < 40
@@ -234,45 +285,6 @@ def test_whatever_pillow_raises_for_a_damaged_file_is_an_image_error(monkeypatch
     with pytest.raises(images.ImageError, match=r"damaged\.png: cannot be read whole"):
         images.load(file, size=8, params=CROP)
     assert "cannot be read whole" in images.inspect(file).problem
-
-
-def test_a_view_is_a_pure_function_of_image_seed_and_number():
-    image = np.asarray(pattern(24, 24))
-    views = [images.augment(image, seed=0, sha256="aa", view=view, params=EVERYTHING) for view in range(12)]
-    again = [images.augment(image, seed=0, sha256="aa", view=view, params=EVERYTHING) for view in reversed(range(12))]
-    assert all((a == b).all() for a, b in zip(views, reversed(again), strict=True))
-    assert len({view.tobytes() for view in views}) == 12
-    assert (views[0] != images.augment(image, seed=1, sha256="aa", view=0, params=EVERYTHING)).any()
-    assert (views[0] != images.augment(image, seed=0, sha256="ab", view=0, params=EVERYTHING)).any()
-
-
-def test_augmentation_that_is_all_off_changes_nothing():
-    image = np.asarray(pattern(24, 24))
-    for view in range(10):
-        assert (images.augment(image, seed=0, sha256="aa", view=view, params=NOTHING) == image).all()
-
-
-def test_flips_and_turns_reach_all_eight_symmetries_of_a_square_and_nothing_else():
-    image = np.asarray(pattern(16, 16))
-    turned = [np.rot90(image, k) for k in range(4)]
-    symmetries = {np.ascontiguousarray(view).tobytes() for turn in turned for view in (turn, turn[:, ::-1])}
-    moves = NOTHING.model_copy(update={"horizontal_flip": True, "vertical_flip": True, "quarter_turns": True})
-    drawn = {images.augment(image, seed=0, sha256="aa", view=v, params=moves).tobytes() for v in range(200)}
-    assert drawn == symmetries
-
-
-def test_brightness_and_contrast_stay_within_their_bounds():
-    image = np.asarray(pattern(24, 24))
-    light = NOTHING.model_copy(update={"brightness": 0.1})
-    for view in range(30):
-        change = images.augment(image, seed=0, sha256="aa", view=view, params=light).astype(int) - image
-        assert np.abs(change).max() <= 26
-    contrast = NOTHING.model_copy(update={"contrast": 0.3})
-    middle = np.clip(image, 100, 150)
-    for view in range(30):
-        drawn = images.augment(middle, seed=0, sha256="aa", view=view, params=contrast)
-        assert 0.69 < drawn.std() / middle.std() < 1.31
-        assert abs(drawn.mean() - middle.mean()) < 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

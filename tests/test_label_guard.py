@@ -29,7 +29,7 @@ CATALOG_READERS = {"artifacts.py", "datasets/__init__.py", "stages/dataset.py", 
                    "commands/split_seeds.py"}  # fmt: skip
 SOURCE_READERS = {"stages/dataset.py", "stages/split.py"}  # and the package itself
 
-SOURCES = ("datasets", "elpv", "folder")
+SOURCES = ("datasets", "courses", "elpv", "folder")
 
 # What may be done with the path of such a file by everybody: digest it, write it, look whether it is there, name it.
 HARMLESS_CALLS = {"sha256", "sha256_file", "sha256_path", "resolve", "write_csv", "whole_directory", "get", "dumps",

@@ -41,7 +41,7 @@ def test_the_committed_params_are_valid(values):
         ("repeats", 0, r"repeats must be an integer of at least 1, received 0"),
         ("repeats", 2.0, r"repeats must be an integer of at least 1, received 2.0"),
         ("compare.calibration", "platt", r"compare.calibration must be 'temperature' or 'isotonic', received 'platt'"),
-        ("images.square", "stretch", r"images\.square must be 'crop' or 'warp', received 'stretch'"),
+        ("images.square", "stretch", r"images\.square must be 'crop', 'warp' or 'pad', received 'stretch'"),
         ("backbones", ["efficientnet_lite9"], r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite0'\?\)"),
         ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
         ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),

@@ -88,7 +88,8 @@ def test_every_declared_run_is_on_the_leaderboard_with_whole_artifacts(finished)
     for name in ("head", "fine_tune"):
         directory = finished / "results" / "runs" / f"efficientnet_lite0-{name}"
         assert (directory / "history.csv").read_text().startswith("epoch,loss,accuracy,val_loss,val_accuracy")
-        assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+        for picture in ("curves.png", "augmentation.png"):
+            assert (directory / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_output_holds_a_path_a_time_or_a_machine(finished):

@@ -27,11 +27,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "npz", "seeds", "progress", "provenance", "identity"),
     ("networks", "plotting", "watchdog"),
     (
-        *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
-        *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
-        *("quality", "recipes", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
+        *("duplicates", "feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics"),
+        *("picture_sheet", "quality", "recipes", "splits", "statistics", "textbook", "tracking", "training"),
+        *("training_curves",),
     ),
-    ("activations", "calibration_table", "comparison", "leaderboard_tables", "views"),
+    ("activations", "augmentation_sheet", "calibration_table", "comparison", "leaderboard_tables", "views"),
     ("network_inputs",),
     ("network_runs", "predictor"),
     ("stages",),
@@ -45,7 +46,7 @@ SERVED_MODEL = PACKAGE / "tracking" / "serving.py"
 
 MAY_IMPORT = {
     "tensorflow": {"networks", "inference", "training"},
-    "keras": {"networks", "backbones", "convnets", "inference", "training"},
+    "keras": {"networks", "backbones", "convnets", "datasets", "inference", "training"},
     "openvino": {"inference"},
     "mlflow": {"tracking"},
 }

@@ -193,6 +193,7 @@ def test_the_first_training_of_a_network_is_the_same_alone_and_among_others(imag
     undisturbed = contents(directory)
     predictions = artifacts.read_predictions(directory / "predictions.npz")
     assert {name for name in alone if alone[name] != undisturbed[name]} == {"record.json", "predictions.npz"}
+    assert {"augmentation.png", "curves.png", "history.csv"} < alone.keys()
     assert undisturbed.keys() == alone.keys()  # of the other trainings only the predictions are kept
     assert (predictions.repeats_test[0] != predictions.test).any()
     assert [{name.startswith("repeat_2_") for name in names} for names in steps] == [{False}, {True}]

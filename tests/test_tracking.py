@@ -108,6 +108,7 @@ def write_run(run: Run, *, candidates: int = 3, seed: int = 0) -> artifacts.Reco
     artifacts.write_record(directory / "record.json", record)
     artifacts.write_predictions(directory / "predictions.npz", artifacts.Predictions(validation, validation[0]))
     (directory / "history.csv").write_text("epoch,loss\n", encoding="utf-8")
+    (directory / "augmentation.png").write_bytes(b"a picture")
     return record
 
 
@@ -358,7 +359,8 @@ def test_artifacts_and_the_model_are_with_the_method() -> None:
     import mlflow
 
     run_id = the_method().info.run_id
-    assert {file.path for file in client().list_artifacts(run_id)} >= {"record.json", "predictions.npz", "history.csv"}
+    files = {file.path for file in client().list_artifacts(run_id)}
+    assert files >= {"record.json", "predictions.npz", "history.csv", "augmentation.png"}
     (figure,) = client().list_artifacts(run_id, "comparison/figures")
     assert figure.path == "comparison/figures/roc.png"
     found = client().search_logged_models([the_method().info.experiment_id], f"source_run_id = '{run_id}'")
@@ -754,7 +756,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
 
     run = RUNS[1]
     record = write_run(run, candidates=1)
-    images = {"square": "crop", "interpolation": "bilinear"}
+    images = {"square": "crop", "fill": "edge", "interpolation": "bilinear"}
     parameters = {"images": images, "compute": {"threads": 1, "batch_size": 2}}
     artifacts.write_record(
         artifacts.RUNS / run.name / "record.json", record.model_copy(update={"parameters": parameters})

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts, convnets, feature_store, networks, predictor, seeds
+from pipeline import artifacts, augmentation, convnets, feature_store, networks, predictor, seeds
 from pipeline import images as image_files
 from pipeline.stages import fine_tune, head, scratch
 from pipeline.training import fitting
@@ -18,7 +18,7 @@ from pipeline.views import AskedViews
 from tests import photographs
 from tests.photographs import VALUES, train
 
-DRAWN = image_files.AugmentationParams(**VALUES["augmentation"] | {"test_time_views": 3})
+DRAWN = augmentation.AugmentationParams(**VALUES["augmentation"] | {"test_time_views": 3})
 
 
 def test_the_numbers_of_views_at_test_time_are_those_that_training_never_has():
@@ -74,17 +74,17 @@ def trained(stage, *, views: int, **block) -> tuple[Path, dict[str, set[int]]]:
     """Run a stage with so many views at test time; return its run, and which views of each part it drew."""
     of_part = {digest: name for name in artifacts.PARTS for digest in artifacts.read_part(name).sha256}
     drawn: dict[str, set[int]] = defaultdict(set)
-    draw = image_files.augment
+    draw = augmentation.augment
 
     def noted(image, *, seed, sha256, view, params):
         drawn[of_part[sha256]].add(view)
         return draw(image, seed=seed, sha256=sha256, view=view, params=params)
 
     name = stage.__name__.rpartition(".")[2]
-    augmentation = VALUES["augmentation"] | {"test_time_views": views}
-    changes = {"repeats": 1, "augmentation": augmentation, name: {**VALUES[name], **block}}
+    drawing = VALUES["augmentation"] | {"test_time_views": views}
+    changes = {"repeats": 1, "augmentation": drawing, name: {**VALUES[name], **block}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_files, "augment", noted)
+        patch.setattr(augmentation, "augment", noted)
         return train(stage, **changes), dict(drawn)
 
 
@@ -102,7 +102,7 @@ def assert_predicted_as_evaluated(run: Path) -> None:
 
 def test_without_views_at_test_time_validation_and_test_images_are_never_augmented(project):
     run, drawn = trained(scratch, views=0)
-    assert drawn == {"train": {0}}  # the views of one epoch
+    assert drawn == {"train": {0, 1}}  # in an epoch, and on the sheet of augmented images
     assert "test_time" not in artifacts.read_json(run / "frozen.json")
     assert_predicted_as_evaluated(run)
 
@@ -113,7 +113,7 @@ RECIPE = {"pooling": "flatten", "hidden_units": [8], "output": "sigmoid",
 
 def test_the_mean_over_views_is_evaluated_and_predicted_again_to_the_last_bit(project):
     run, drawn = trained(head, views=2, **RECIPE)
-    assert drawn == {"train": {0}, "validation": {-1, -2}, "test": {-1, -2}}
+    assert drawn == {"train": {0, 1}, "validation": {-1, -2}, "test": {-1, -2}}
     about = artifacts.read_json(run / "frozen.json")
     assert about["tensors"] == ["block2_dropout_flatten:0:0"] and about["width"] == 7 * 7 * 8
     record = artifacts.read_record(run / "record.json")
@@ -122,7 +122,7 @@ def test_the_mean_over_views_is_evaluated_and_predicted_again_to_the_last_bit(pr
 
     network, seed = networks.load(run), seeds.child_seed(0, "head")
     assert record.cost.multiply_adds == 3 * networks.multiply_adds(network)
-    params = image_files.AugmentationParams(**VALUES["augmentation"] | {"test_time_views": 2})
+    params = augmentation.AugmentationParams(**VALUES["augmentation"] | {"test_time_views": 2})
     square = image_files.ImageParams(**VALUES["images"])
     part = artifacts.read_part("validation")
     by_hand = []
@@ -147,5 +147,5 @@ def test_fine_tuning_and_scratch_average_over_views_as_well(project):
         assert drawn == {"train": {0, 1}, "validation": {-1, -2}, "test": {-1, -2}}
         assert_predicted_as_evaluated(run)
     run, drawn = trained(scratch, views=1)
-    assert drawn == {"train": {0}, "validation": {-1}, "test": {-1}}
+    assert drawn == {"train": {0, 1}, "validation": {-1}, "test": {-1}}
     assert_predicted_as_evaluated(run)

@@ -1,7 +1,8 @@
 """Where images come from: source name -> reader, and the catalog that the dataset stage makes of it.
 
 A reader decides labels, strata, predefined parts and groups, and says which files are none of that; it decodes no
-image. A new source is one module with ``read``, ``root`` and ``class_names``, and one line in `READERS`.
+image. A new source is one module with ``read``, ``root`` and ``class_names``, and one line in `READERS`. One that
+unpacks images from archives also has ``provide``.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from pipeline import artifacts
-from pipeline.datasets import elpv, folder, groups
+from pipeline.datasets import courses, elpv, folder, groups
 from pipeline.datasets.source import DatasetError, DatasetParams, Source, SourceImage, Unused
 
-__all__ = ["READERS", "DatasetError", "DatasetParams", "Source", "SourceImage", "Unused", "class_names", "read",
-           "read_catalog", "root", "split_names"]  # fmt: skip
+__all__ = ["READERS", "DatasetError", "DatasetParams", "Source", "SourceImage", "Unused", "class_names", "provide",
+           "read", "read_catalog", "root", "split_names"]  # fmt: skip
 
-READERS: dict[str, ModuleType] = {"elpv": elpv, "folder": folder}
+READERS: dict[str, ModuleType] = {"elpv": elpv, "folder": folder, **dict.fromkeys(courses.SETS, courses)}
 
 CATALOG_COLUMNS = (
     *("path", "label", "stratum", "group", "part", "near_duplicates", "sha256"),
@@ -46,6 +47,15 @@ def read(params: DatasetParams) -> Source:
 def root(params: DatasetParams) -> Path:
     """Return the directory that the source's paths are relative to, without reading its images."""
     return READERS[params.source].root(params)
+
+
+def provide(params: DatasetParams, images: Sequence[SourceImage]) -> None:
+    """Put the files of ``images`` below `root`, where the source keeps them in archives; elsewhere they lie there.
+
+    Raises DatasetError if an archive is not there.
+    """
+    if params.source in courses.SETS:
+        courses.provide(params, images)
 
 
 def class_names(params: DatasetParams) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from pipeline.artifacts import sha256_file
-from pipeline.datasets.source import DatasetError, DatasetParams, Source, SourceImage
+from pipeline.datasets.source import DatasetError, DatasetParams, Source, SourceImage, read_description
 from pipeline.progress import progress
 
 DEFAULT_DESCRIPTION = "data/elpv.json"
@@ -77,13 +77,7 @@ def _data(description: Path) -> Path:
 
 def _description(path: Path) -> dict[str, str]:
     """Return package, version and sha256 from a description. Raises DatasetError unless it has all three as text."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"params.yaml: dataset.path must name the description of the images, and {path} "
-                           f"does not exist; {DEFAULT_DESCRIPTION} comes with the project") from None  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"params.yaml: dataset.path must name a JSON file, received {path}: {error}") from None
+    found = read_description(path, default=DEFAULT_DESCRIPTION)
     keys = ("package", "version", "sha256")
     if not (isinstance(found, dict) and all(isinstance(found.get(key), str) for key in keys)):
         raise DatasetError(

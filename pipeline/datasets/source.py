@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +25,7 @@ class DatasetParams(Block):
     ``conflicting_duplicates``: what happens to byte-identical images with different labels.
     """
 
-    source: Literal["elpv", "folder"]
+    source: Literal["elpv", "folder", "mnist", "fashion_mnist", "cifar10"]
     path: str
     limit: Annotated[int, Field(ge=8)] | None
     max_dropped: Annotated[float, Field(ge=0, lt=1)]
@@ -39,6 +40,20 @@ class DatasetParams(Block):
         if self.groups.csv is not None and self.source != "folder":
             raise ValueError("without groups.csv unless source is folder: the file lies among the images")
         return self
+
+
+def read_description(path: Path, *, default: str) -> Any:
+    """Return what a JSON file says of images that lie elsewhere. Raises DatasetError unless it can be read.
+
+    ``default``: the description that comes with the project.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"params.yaml: dataset.path must name the description of the images, and {path} "
+                           f"does not exist; {default} comes with the project") from None  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"params.yaml: dataset.path must name a JSON file, received {path}: {error}") from None
 
 
 @dataclass(frozen=True)

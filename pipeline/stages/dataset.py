@@ -67,6 +67,7 @@ def main(params: Params, *, log: Log) -> None:
     if dataset.limit is not None:
         kept = splits.subset(source.images, limit=dataset.limit, seed=params.value("seed"))
         chosen = [source.images[index] for index in kept]
+    datasets.provide(dataset, chosen)
     say(f"checking {len(chosen)} of {len(source.images)} images")
     readable, unreadable = _check(source.root, chosen, threads=params.value("compute.threads"))
     unused = [*source.unused, *unreadable]

@@ -39,6 +39,7 @@ def main(params: Params, *, log: Log) -> None:
         key=lambda index: (artifacts.PARTS.index(parts[index]), chosen[index].label, chosen[index].path),
     )
     names = datasets.split_names(chosen)
+    datasets.provide(dataset, chosen)
     say(f"copying {len(chosen)} images")
     with artifacts.whole_directory(artifacts.SPLIT) as directory:
         manifest = [

@@ -182,7 +182,7 @@ class _Sync:
         self.added += 1
         calls.log(self.client, run, parameters=contents.parameters(method), series=contents.method_series(method))
         self.log_inputs(run)
-        for name in ("record.json", "predictions.npz", "history.csv", "curves.png"):
+        for name in ("record.json", "predictions.npz", "history.csv", "curves.png", "augmentation.png"):
             if (method.directory / name).exists():
                 self.client.log_artifact(run.info.run_id, str(method.directory / name))
         if not self.log_model(method, run):
