@@ -21,6 +21,7 @@ from pipeline import (
     metrics,
     networks,
     params,
+    saliency,
     splits,
     statistics,
     training,
@@ -46,6 +47,10 @@ class ScratchBlock(training.ScratchParams):
     networks: list[str]
 
 
+class ExplainBlock(saliency.ExplainParams):
+    runs: list[str]
+
+
 BLOCKS: dict[str, type[params.Block]] = {
     "dataset": datasets.DatasetParams,
     "split": splits.SplitParams,
@@ -58,6 +63,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "head": HeadBlock,
     "fine_tune": FineTuneBlock,
     "scratch": ScratchBlock,
+    "explain": ExplainBlock,
     "compare": statistics.CompareParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
@@ -103,6 +109,8 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
             _check_unfreeze(values["fine_tune"]["unfreeze"], name)
+    for name, layers in values["explain"]["layers"].items():
+        _check_layers(layers, name)
 
 
 def _is_built(backbone: str) -> bool:
@@ -146,6 +154,20 @@ def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
         )
 
 
+def _check_layers(wanted: Sequence[str], name: str) -> None:
+    """Require layers to be shown, of a network that is built before its runs; ``explain`` itself asks the others."""
+    path = artifacts.BACKBONES / name / networks.ARCHITECTURE
+    if not path.exists():
+        return
+    known = [layer["config"]["name"] for layer in artifacts.read_json(path)["config"]["layers"]]
+    for layer in wanted:
+        if layer not in known:
+            near = ", ".join(difflib.get_close_matches(layer, known, n=5, cutoff=0.0))
+            raise params.ParamsError(
+                f"params.yaml: explain.layers.{name} must name layers of {name}, received {layer!r}. Nearest: {near}"
+            )
+
+
 def _check_count(key: str, value: Any, *, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise params.ParamsError(f"params.yaml: {key} must be an integer of at least {at_least}, received {value!r}")
@@ -164,6 +186,9 @@ def _check_together(values: Mapping[str, Any]) -> None:
     _names("head.backbones", values["head"]["backbones"], values["backbones"])
     _names("fine_tune.backbones", values["fine_tune"]["backbones"], values["head"]["backbones"])
     _names("scratch.networks", values["scratch"]["networks"], convnets.CONVNETS)
+    trained = [run for run in params.declared_runs(values) if run.stage != "sweep"]
+    _names("explain.runs", values["explain"]["runs"], [run.name for run in trained])
+    _names("explain.layers", list(values["explain"]["layers"]), {run.network for run in trained})
     if not params.declared_runs(values):
         raise params.ParamsError("params.yaml declares no run: list a backbone with a classifier, a head or a network")
 

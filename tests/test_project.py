@@ -29,9 +29,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
         *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
-        *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
+        *("quality", "saliency", "splits", "statistics", "textbook", "tracking", "training", "training_curves"),
     ),
-    ("activations", "calibration_table", "comparison", "leaderboard_tables"),
+    ("activations", "calibration_table", "comparison", "explain_figures", "leaderboard_tables"),
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),
@@ -43,8 +43,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SERVED_MODEL = PACKAGE / "tracking" / "serving.py"
 
 MAY_IMPORT = {
-    "tensorflow": {"networks", "inference", "training"},
-    "keras": {"networks", "backbones", "convnets", "inference", "training"},
+    "tensorflow": {"networks", "inference", "saliency", "training"},
+    "keras": {"networks", "backbones", "convnets", "inference", "saliency", "training"},
     "openvino": {"inference"},
     "mlflow": {"tracking"},
 }
