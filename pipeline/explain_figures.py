@@ -138,7 +138,7 @@ def textbook_operations(image: np.ndarray, *, title: str, subtitle: str, path: P
         most = textbook.max_pool(grey, k)
         pooled.append(Picture(_fitted(_grey(most / 255), side), f"{k} x {k}: {most.shape[0]} x {most.shape[1]} left"))
     sections = [
-        Section("Edges (Sobel): grey where nothing changes, light and dark where it does", [Strip("", edges)]),
+        Section("Edges (Sobel): mid-grey, and in the last picture black, where nothing changes", [Strip("", edges)]),
         Section("Max pooling: of each square, only the lightest pixel is left", [Strip("", pooled)]),
     ]
     contact_sheet.draw(sections, title=title, subtitle=subtitle, side=side, width=WIDTH, path=path)

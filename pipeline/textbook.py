@@ -1,23 +1,52 @@
-"""The two operations that textbooks show first: edges by Sobel, and max pooling."""
+"""Two operations that convolutional networks are explained with, on one grey image: Sobel edges and max pooling."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 
-def sobel(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return horizontal edges, vertical edges and their magnitude, float32 (h, w) each, of a grey image (h, w)."""
-    padded = np.pad(grey.astype(np.float32), 1, mode="edge")
-    height, width = grey.shape
-    rows = [padded[row : row + height] for row in range(3)]
-    down = rows[2] - rows[0]
-    horizontal = down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
-    across = padded[:, 2:] - padded[:, :-2]
-    vertical = across[:-2] + 2 * across[1:-1] + across[2:]
-    return horizontal[:, :width], vertical[:height], np.hypot(horizontal[:, :width], vertical[:height])
+class Edges(NamedTuple):
+    """Sobel's gradients of a grey image, each float64 (height, width).
+
+    ``horizontal``: edges that run horizontally, positive where it gets brighter downwards. ``vertical``: edges that run
+    vertically, positive where it gets brighter to the right. ``magnitude``: the length of both together.
+    """
+
+    horizontal: np.ndarray
+    vertical: np.ndarray
+    magnitude: np.ndarray
 
 
-def max_pool(grey: np.ndarray, k: int) -> np.ndarray:
-    """Return the largest value of each k x k square of a grey image (h, w), (h // k, w // k)."""
-    height, width = grey.shape[0] // k, grey.shape[1] // k
-    return grey[: height * k, : width * k].reshape(height, k, width, k).max(axis=(1, 3))
+def sobel(grey: np.ndarray) -> Edges:
+    """Return the edges of a grey image, any numbers (height, width), whose border pixels go on outwards.
+
+    The kernels are the outer products of a difference, (-1, 0, 1), and a smoothing across it, (1, 2, 1) (Sobel and
+    Feldman 1968, in Duda and Hart 1973, p. 271). On 0..255 a step from black to white gives 4 x 255.
+    """
+    bordered = np.pad(_grey(grey).astype(np.float64), 1, mode="edge")
+    downwards = bordered[2:] - bordered[:-2]
+    rightwards = bordered[:, 2:] - bordered[:, :-2]
+    horizontal = downwards[:, :-2] + 2 * downwards[:, 1:-1] + downwards[:, 2:]
+    vertical = rightwards[:-2] + 2 * rightwards[1:-1] + rightwards[2:]
+    return Edges(horizontal, vertical, np.hypot(horizontal, vertical))
+
+
+def max_pool(grey: np.ndarray, side: int) -> np.ndarray:
+    """Return the largest value of each ``side`` x ``side`` block, (height // side, width // side), of the same dtype.
+
+    Blocks do not overlap; what is left over at the right and below is dropped, as by Keras' MaxPooling2D. Raises
+    ValueError unless a block fits into the image.
+    """
+    height, width = _grey(grey).shape
+    if not 1 <= side <= min(height, width):
+        raise ValueError(f"side must be from 1 to {min(height, width)} for an image of {height} x {width}, received {side}")
+    rows, columns = height // side, width // side
+    return grey[: rows * side, : columns * side].reshape(rows, side, columns, side).max(axis=(1, 3))
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 2:
+        raise ValueError(f"a grey image must be (height, width), received {image.shape}")
+    return image
