@@ -28,7 +28,7 @@ class Example(NamedTuple):
     """An image with its heat map for the class that was predicted.
 
     ``image``: uint8 (size, size, 3). ``heat``: float32 (rows, columns), at least 0. ``name``: of the file.
-    ``probability``: of the predicted class. ``of_label``: of the class that the image is of.
+    ``label``: the class that the image is of, whose probability is ``of_label``.
     """
 
     image: np.ndarray
@@ -36,6 +36,7 @@ class Example(NamedTuple):
     name: str
     predicted: str
     probability: float
+    label: str
     of_label: float
 
 
@@ -110,11 +111,11 @@ def kernels(values: np.ndarray, *, title: str, subtitle: str, path: Path) -> Non
 
 
 def patterns(layers: Sequence[LayerPatterns], *, title: str, subtitle: str, path: Path) -> None:
-    """Draw the images made for filters, a section for every layer."""
-    side, sections = 185, []
+    """Draw the images made for filters, a section for every layer, in frames: a white one would not be seen."""
+    side, sections = 224, []
     for layer, filters, images, before, after in layers:
         pictures = (
-            Picture(_fitted(image, side), f"filter {number}: {start:.2g} → {reached:.2g}")
+            Picture(_framed(_fitted(image, side)), f"filter {number}: {start:.2g} → {reached:.2g}")
             for number, image, start, reached in zip(filters, images, before, after, strict=True)
         )
         sections.append(Section(layer, _singles(pictures)))
@@ -147,7 +148,7 @@ def textbook_operations(image: np.ndarray, *, title: str, subtitle: str, path: P
 def _pair(example: Example, side: int) -> Strip:
     image = _fitted(example.image, side)
     top = example.heat.max()
-    note = f"its label: {example.of_label:.0%}" if example.of_label < example.probability else ""
+    note = "" if example.label == example.predicted else f"{example.label}: {example.of_label:.0%}"
     heat = Image.fromarray(example.heat / top if top > 0 else example.heat)
     shares = np.asarray(heat.resize((side, side), Image.Resampling.BILINEAR)).clip(0, 1)
     pictures = [
@@ -187,6 +188,12 @@ def _signed(values: np.ndarray) -> np.ndarray:
     """Return numbers as levels uint8 around mid-grey, the largest of either sign at an end."""
     largest = np.abs(values).max()
     return np.rint(127.5 + 127.5 * values / (largest if largest > 0 else 1)).astype(np.uint8)
+
+
+def _framed(image: np.ndarray) -> np.ndarray:
+    framed = np.full_like(image, 128)
+    framed[1:-1, 1:-1] = image[1:-1, 1:-1]
+    return framed
 
 
 def _fitted(image: np.ndarray, side: int) -> np.ndarray:

@@ -8,6 +8,7 @@ in inference mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -198,9 +199,18 @@ class ExplainedNetwork:
             )
         except ValueError as error:
             raise SaliencyError(
-                f"{self._trunk.name!r} up to {layer!r} cannot take images of {size} x {size} pixels ({error}). "
-                f"Set params.yaml: explain.patterns.size to null, for its own {self.input_size}"
-            ) from None
+                f"{self._trunk.name!r} up to {layer!r} cannot take images of {size} x {size} pixels. Set params.yaml: "
+                f"explain.patterns.size to null, for its own {self.input_size}"
+            ) from error
+
+
+def load(run: Path, *, n_classes: int, threads: int) -> ExplainedNetwork:
+    """Return the network of a run's directory, to compute the same bytes every time with so many threads."""
+    networks.start_tensorflow(threads=threads)
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    return ExplainedNetwork(networks.load(run), n_classes=n_classes)
 
 
 def from_first_to_last(names: Sequence[str], count: int) -> list[str]:
@@ -209,9 +219,10 @@ def from_first_to_last(names: Sequence[str], count: int) -> list[str]:
     return [names[place] for place in np.rint(places).astype(int)]
 
 
-def most_varied(maps: np.ndarray, count: int) -> list[int]:
-    """Return the filters whose maps (n, rows, columns, filters) vary most within an image, the most varied first."""
-    return np.argsort(-maps.std(axis=(1, 2)).mean(axis=0), kind="stable")[:count].tolist()
+def varied(maps: np.ndarray) -> list[int]:
+    """Return the filters whose maps (n, rows, columns, filters) vary within one of the images; all, if none does."""
+    lively = np.ptp(maps, axis=(1, 2)).max(axis=0) > 0
+    return np.flatnonzero(lively if lively.any() else ~lively).tolist()
 
 
 def _has_map(layer: keras.Layer) -> bool:
@@ -250,7 +261,8 @@ def _end(model: keras.Model, n_classes: int) -> tuple[keras.KerasTensor, Callabl
         outputs = outputs if last.bias is None else keras.ops.add(outputs, last.bias)
         return outputs if last.units > 1 else keras.ops.concatenate([-outputs, outputs], axis=1)
 
-    return last.input, score, f"the output of {last.name} before its {last.activation.__name__}"
+    before = "" if last.activation is keras.activations.linear else f" before its {last.activation.__name__}"
+    return last.input, score, f"the output of {last.name}{before}"
 
 
 def _gradient(response: Callable[[tf.Tensor], tf.Tensor], images: np.ndarray) -> np.ndarray:

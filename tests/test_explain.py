@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, explain_figures, identity, networks, params, training
+from pipeline import artifacts, explain_figures, identity, networks, params
 from pipeline.errors import BakeoffError
 from pipeline.progress import NoLog
 from pipeline.stages import explain
@@ -54,9 +54,10 @@ def write_image(path: Path, *, channel: int, corner: int) -> None:
 
 def write_run(image_params: dict, *, stage: str = "scratch", wrong: int = 2) -> None:
     """Write a run whose last ``wrong`` images of the first class are taken for the second."""
-    training.prepare(threads=2, seed=0)
+    networks.start_tensorflow(threads=2)
     import keras
 
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 3))
     scaled = keras.layers.Rescaling(1 / 255)(inputs)
     maps = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(scaled)
@@ -168,7 +169,7 @@ def test_a_run_that_cannot_be_explained_says_why(project, values):
 # --- pages ---------------------------------------------------------------------------------------------------------
 
 GREY = np.full((20, 20, 3), 90, dtype=np.uint8)
-NOTHING = explain_figures.Example(GREY, np.zeros((3, 3), np.float32), "dark.png", "cat", 0.5, 0.5)
+NOTHING = explain_figures.Example(GREY, np.zeros((3, 3), np.float32), "dark.png", "cat", 0.5, "cat", 0.5)
 SOMETHING = NOTHING._replace(heat=np.eye(3, dtype=np.float32))
 PAGES = {
     "heat maps": lambda path: explain_figures.heat_maps(
@@ -200,7 +201,7 @@ def test_a_page_has_the_same_bytes_whatever_the_users_matplotlib_settings(name, 
 def test_heat_brightens_its_place_and_nothing_else():
     heat = np.zeros((4, 4), dtype=np.float32)
     heat[0, 0] = 7
-    dark = explain_figures.Example(np.zeros((40, 40, 3), np.uint8), heat, "a.png", "cat", 0.9, 0.9)
+    dark = explain_figures.Example(np.zeros((40, 40, 3), np.uint8), heat, "a.png", "cat", 0.9, "cat", 0.9)
     plain, overlay = (picture.image for picture in explain_figures._pair(dark, 40).pictures)
     assert not plain.any()
     assert overlay[:5, :5].mean() > 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import networks, saliency, training
+from pipeline import networks, saliency
 
 SIZE = 32
 RED, BLUE = (slice(4, 8), slice(20, 24)), (slice(24, 30), slice(2, 8))
@@ -14,9 +14,10 @@ PATTERNS = saliency.PatternParams(filters=2, steps=10, size=None)
 
 @pytest.fixture(scope="module")
 def keras():
-    training.prepare(threads=2, seed=0)
+    networks.start_tensorflow(threads=2)
     import keras
 
+    keras.utils.set_random_seed(0)
     return keras
 
 
@@ -83,6 +84,19 @@ def test_one_sigmoid_unit_speaks_for_the_second_class_and_against_the_first(kera
     assert saliency.ExplainedNetwork(model, n_classes=2).score == "the output of scores before its sigmoid"
 
 
+def test_one_unit_whose_activation_is_a_layer_of_its_own_is_the_same(keras, image):
+    """As a softmax of (0, z), which is the sigmoid of z."""
+    inputs, maps = colors(keras)
+    unit = keras.layers.Dense(1, name="unit")
+    logit = keras.layers.Reshape((1, 1))(unit(keras.layers.GlobalAveragePooling2D()(maps)))
+    logits = keras.layers.Reshape((2,))(keras.layers.ZeroPadding1D((1, 0))(logit))
+    model = keras.Model(inputs, keras.layers.Softmax()(logits))
+    unit.set_weights([np.array([[-3], [2]]), np.zeros(1)])
+    np.testing.assert_allclose(heat(model, image, 0)[0], 3 * only(RED) / SIZE**2, rtol=1e-6)
+    np.testing.assert_allclose(heat(model, image, 1)[0], 2 * only(BLUE) / SIZE**2, rtol=1e-6)
+    assert saliency.ExplainedNetwork(model, n_classes=2).score == "the output of unit"
+
+
 def test_a_network_that_is_certain_can_still_be_asked_why(keras, image):
     """The gradient of a probability of 1 is 0; that of the score before is not."""
     model = classifier(keras, [[1e6, 0], [0, 1]])
@@ -103,7 +117,11 @@ def test_a_trunk_under_a_head_is_looked_into(keras, image):
     inputs, maps = colors(keras)
     features = keras.layers.GlobalAveragePooling2D(name="avg_pool")(maps)
     trunk = keras.Model(inputs, features, name="trunk")
-    model = training.add_head(trunk, n_classes=2, dropout=0.5, hidden_units=[4])
+    pixels = keras.Input((SIZE, SIZE, 3))
+    outputs = keras.layers.Dropout(0.5)(trunk(pixels))
+    outputs = keras.layers.Dropout(0.5)(keras.layers.Dense(4, activation="relu", name="head_dense_0")(outputs))
+    outputs = keras.layers.Dense(2, activation="softmax", name="head_predictions")(outputs)
+    model = keras.Model(pixels, outputs)
     network = saliency.ExplainedNetwork(model, n_classes=2)
     assert (network.map_layer, network.convolutions) == ("colors", ("colors",))
     assert network.score == "the output of head_predictions before its softmax"
@@ -182,12 +200,12 @@ def test_kernels_are_those_of_the_layer_that_sees_the_pixels(keras):
     assert apart.first_kernels().values.shape == (6, 3, 3, 1)
 
 
-def test_the_filters_shown_are_those_that_vary_within_an_image():
+def test_filters_that_answer_alike_everywhere_in_an_image_are_told_from_the_others():
     maps = np.zeros((2, 4, 4, 3), dtype=np.float32)
     maps[0, :, :, 0], maps[1, :, :, 0] = 5, -5  # between images, not within one
-    maps[:, 0, 0, 2] = 1
-    assert saliency.most_varied(maps, 2) == [2, 0]
-    assert saliency.most_varied(maps, 9) == [2, 0, 1]
+    assert saliency.varied(maps) == [0, 1, 2]
+    maps[1, 0, 0, 2] = 1
+    assert saliency.varied(maps) == [2]
 
 
 def test_layers_are_spread_from_the_first_to_the_last():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, explain_figures, identity, imagenet, images, networks, saliency, training
+from pipeline import artifacts, explain_figures, identity, imagenet, images, networks, saliency
 from pipeline.params import Params, ParamsError
 from pipeline.progress import Log, say
 from pipeline.seeds import generator
@@ -56,8 +56,8 @@ def main(params: Params, *, run: str, log: Log) -> None:
     part = artifacts.read_part("validation")
     record, probabilities = _read(run, part)
     seed = params.value("seed")
-    training.prepare(threads=params.value("compute.threads"), seed=seed)
-    network = saliency.ExplainedNetwork(networks.load(artifacts.RUNS / run), n_classes=len(part.classes))
+    threads = params.value("compute.threads")
+    network = saliency.load(artifacts.RUNS / run, n_classes=len(part.classes), threads=threads)
     layers = explain.layers.get(record.network) or saliency.from_first_to_last(network.convolutions, LAYERS)
     try:
         network.check(layers)
@@ -123,9 +123,8 @@ def _heat_maps(subject: Subject, explain: saliency.ExplainParams, path: Path) ->
         path=path,
     )
     shown = [
-        {"path": subject.part.paths[row], "label": subject.part.classes[subject.part.labels[row]],
-         "predicted": example.predicted, "probability": _digits(example.probability),
-         "largest": _digits(example.heat.max())}
+        {"path": subject.part.paths[row], "label": example.label, "predicted": example.predicted,
+         "probability": _digits(example.probability), "largest": _digits(example.heat.max())}
         for row, example in examples.items()
     ]  # fmt: skip
     return {"layer": network.map_layer, "size": list(heat.shape[1:]), "score": network.score, "images": shown}
@@ -139,6 +138,7 @@ def _example(subject: Subject, row: int, pixels: np.ndarray, heat: np.ndarray) -
         name=subject.part.files[row].name,
         predicted=subject.part.classes[probabilities.argmax()],
         probability=float(probabilities.max()),
+        label=subject.part.classes[subject.part.labels[row]],
         of_label=float(probabilities[subject.part.labels[row]]),
     )
 
@@ -150,14 +150,14 @@ def _feature_maps(subject: Subject, path: Path) -> dict[str, Any]:
     layers = []
     for name in subject.layers:
         maps = subject.network.feature_maps(pixels, name)
-        filters = saliency.most_varied(maps, FILTERS)
+        filters = imagenet.evenly_spaced(saliency.varied(maps), FILTERS)
         layers.append(explain_figures.LayerMaps(name, filters, maps.shape[-1], maps[..., filters]))
     explain_figures.feature_maps(
         layers,
         list(zip(rows, pixels, strict=True)),
         title=f"What layers make of an image: {subject.run}",
-        subtitle=f"Of each layer the {FILTERS} filters whose output varies most over these images; yellow is its "
-        "greatest, violet its least value in them.\nThe image in the middle of each class in the manifest, "
+        subtitle=f"Of each layer {FILTERS} filters at equal distances among those whose output varies at all; yellow is "
+        "its greatest, violet its least value in these images.\nThe image in the middle of each class in the manifest, "
         + _classes(subject),
         path=path,
     )
@@ -187,18 +187,18 @@ def _kernels(subject: Subject, path: Path) -> dict[str, Any]:
 def _patterns(
     subject: Subject, explain: saliency.ExplainParams, feature_maps: Mapping[str, Any], seed: int, path: Path
 ) -> dict[str, Any]:
-    """Make images for the first filters whose feature maps are shown."""
+    """Make images for some of the filters whose feature maps are shown."""
     settings = explain.patterns
     layers = []
     for layer in feature_maps["layers"]:
-        name, filters = layer["name"], layer["filters"][: settings.filters]
+        name, filters = layer["name"], imagenet.evenly_spaced(layer["filters"], settings.filters)
         found = subject.network.patterns(name, filters, params=settings, generator=generator(seed, "explain", name))
         layers.append(explain_figures.LayerPatterns(name, filters, *found))
     explain_figures.patterns(
         layers,
         title=f"Images made for filters: {subject.run}",
         subtitle=f"{settings.steps} steps of gradient ascent from grey noise to what raises a filter's mean output, "
-        "before → after;\nno photographs. The filters are the first of those whose feature maps are shown.",
+        "before → after;\nno photographs. The filters are some of those whose feature maps are shown.",
         path=path,
     )
     return {
@@ -218,7 +218,7 @@ def _textbook(subject: Subject, path: Path) -> dict[str, Any]:
     explain_figures.textbook_operations(
         subject.pixels([row], size=TEXTBOOK_SIDE)[0],
         title="Edges and pooling, as textbooks show them",
-        subtitle=f"Fixed operations on an image of {label}, {subject.part.files[row].name}; nothing here was learned",
+        subtitle=f"Fixed operations, not learned, on {subject.part.files[row].name} of the class {label}",
         path=path,
     )
     return {"image": subject.part.paths[row]}
