@@ -34,6 +34,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "head": ("backbone",),
     "fine_tune": ("backbone",),
     "scratch": ("network",),
+    "explain": ("run",),
     "compare": (),
     "track": (),
 }

@@ -41,10 +41,11 @@ class Section(NamedTuple):
 
 
 def draw(sections: Sequence[Section], *, title: str, subtitle: str, side: int, width: int, path: Path) -> None:
-    """Write a PNG ``width`` pixels wide with pictures in squares of ``side``."""
+    """Write a PNG ``width`` pixels wide with pictures in squares of ``side``; the subtitle may have several lines."""
     page = _Page(side=side, width=width)
     page.text(title, size=TITLE_SIZE)
-    page.text(subtitle, size=CAPTION_SIZE + 1, color=FAINT)
+    for line in subtitle.splitlines():
+        page.text(line, size=CAPTION_SIZE + 1, color=FAINT)
     for section in sections:
         page.skip(GAP)
         if section.heading:

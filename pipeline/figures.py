@@ -6,6 +6,7 @@ color and line style in every figure through ``place``, its position there, and 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,11 +149,13 @@ def reliability(panels: Sequence[Calibration], *, n_classes: int, title: str, pa
 
 
 def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
-    """Draw how all methods were fitted: networks by epoch, boosted trees by tree; others have nothing to show."""
+    """Draw how all methods were fitted: networks by epoch, boosted trees by tree; the others are named."""
     networks = [run for run in runs if "val_loss" in run.history]
     boosters = [run for run in runs if "validation_log_loss" in run.history]
     keys = [("accuracy", "val_accuracy", "accuracy"), ("loss", "val_loss", "loss")] if networks else []
-    with figure_file(path, width=4.6 * max(1, len(keys) + bool(boosters)), height=5.0) as figure:
+    others = [run.name for run in runs if not {"val_loss", "validation_log_loss"} & run.history.keys()]
+    legend = -(-len(networks + boosters) // 3)  # lines
+    with figure_file(path, width=4.6 * max(1, len(keys) + bool(boosters)), height=4.4 + 0.24 * legend) as figure:
         panels = list(figure.subplots(1, max(1, len(keys) + bool(boosters)), squeeze=False)[0])
         if not networks and not boosters:
             panels[0].set_axis_off()
@@ -175,10 +178,11 @@ def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
         }
         names = [_shown_name(run.name, run.place) for run in (*networks, *boosters)]
         figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=3)
-        figure.suptitle(
-            "thick: validation · thin: train, as augmented and weighted · star: the step that was kept",
-            x=0.01, ha="left", fontsize=9, color="#555555",
-        )  # fmt: skip
+        said = ["thick: validation · thin: train, as augmented and weighted · star: the step that was kept"]
+        if others:
+            said.append(f"without a curve, because not fitted step by step: {', '.join(others)}")
+        lines = [line for text in said for line in textwrap.wrap(text, 64 * len(panels))]
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9, color="#555555")
 
 
 def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Path) -> None:

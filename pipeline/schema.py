@@ -22,6 +22,7 @@ from pipeline import (
     metrics,
     networks,
     params,
+    saliency,
     splits,
     statistics,
 )
@@ -47,6 +48,10 @@ class ScratchBlock(scratch.ScratchParams):
     networks: list[str]
 
 
+class ExplainBlock(saliency.ExplainParams):
+    runs: list[str]
+
+
 BLOCKS: dict[str, type[params.Block]] = {
     "dataset": datasets.DatasetParams,
     "split": splits.SplitParams,
@@ -59,6 +64,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "head": HeadBlock,
     "fine_tune": FineTuneBlock,
     "scratch": ScratchBlock,
+    "explain": ExplainBlock,
     "compare": statistics.CompareParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
@@ -106,6 +112,8 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
+    for name, layers in values["explain"]["layers"].items():
+        _check_layers(layers, name)
 
 
 def _is_built(backbone: str) -> bool:
@@ -172,6 +180,20 @@ def _check_from_layer(layer: str, spec: networks.NetworkSpec, directory: Path) -
         )
 
 
+def _check_layers(wanted: Sequence[str], name: str) -> None:
+    """Require layers to be shown, of a network that is built before its runs; ``explain`` itself asks the others."""
+    path = artifacts.BACKBONES / name / networks.ARCHITECTURE
+    if not path.exists():
+        return
+    known = [layer["config"]["name"] for layer in artifacts.read_json(path)["config"]["layers"]]
+    for layer in wanted:
+        if layer not in known:
+            near = ", ".join(difflib.get_close_matches(layer, known, n=5, cutoff=0.0))
+            raise params.ParamsError(
+                f"params.yaml: explain.layers.{name} must name layers of {name}, received {layer!r}. Nearest: {near}"
+            )
+
+
 def _check_count(key: str, value: Any, *, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise params.ParamsError(f"params.yaml: {key} must be an integer of at least {at_least}, received {value!r}")
@@ -197,6 +219,9 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 f"params.yaml: scratch.input_size must be at least {smallest} for {name}, or null for its own "
                 f"{convnets.CONVNETS[name].input_size}, received {size}"
             )
+    trained = [run for run in params.declared_runs(values) if run.stage != "sweep"]
+    _names("explain.runs", values["explain"]["runs"], [run.name for run in trained])
+    _names("explain.layers", list(values["explain"]["layers"]), {run.network for run in trained})
     if not params.declared_runs(values):
         raise params.ParamsError("params.yaml declares no run: list a backbone with a classifier, a head or a network")
 

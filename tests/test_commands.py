@@ -23,11 +23,12 @@ VALUES = {
     "head": {"backbones": ["kept"]},
     "fine_tune": {"backbones": []},
     "scratch": {"networks": ["small"]},
+    "explain": {"runs": ["small-scratch"]},
 }
 DECLARED = ("results/runs/kept-svm", "results/runs/kept-head", "results/runs/small-scratch", "data/backbones/kept")
-DECLARED += ("data/features/kept", "results/as_is/kept")
+DECLARED += ("data/features/kept", "results/as_is/kept", "results/explain/small-scratch")
 STRAYS = ("results/runs/kept-fine_tune", "results/runs/gone-svm", "data/backbones/gone", "data/features/gone")
-STRAYS += ("results/as_is/gone",)
+STRAYS += ("results/as_is/gone", "results/explain/kept-head")
 
 
 def arguments(module, *texts: str) -> argparse.Namespace:

@@ -96,6 +96,18 @@ def test_same_data_gives_the_same_bytes_whatever_the_users_matplotlib_settings(n
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_learning_curves_grow_with_their_legend_and_name_the_methods_without_a_curve(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text, **style: said.append(text))
+    figures.learning_curves([EPOCHS, TREES, SVM], path=tmp_path / "few.png")
+    many = [EPOCHS._replace(name=f"network{place} · head", place=place) for place in range(24)]
+    figures.learning_curves(many, path=tmp_path / "many.png")
+    assert ["lite · rbf_svm" in text for text in said] == [True, False]
+    assert "lite · head" not in said[0]
+    with Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "many.png") as long:
+        assert long.height > few.height + 150
+
+
 def test_settings_of_matplotlib_are_left_as_they_were(tmp_path):
     before = dict(matplotlib.rcParams)
     DRAWINGS["roc"](tmp_path / "roc.png")

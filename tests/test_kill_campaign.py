@@ -33,7 +33,8 @@ WORKERS = 2
 NO_STORE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 # Of a matrix the first item, unless one is named.
 STAGES = ("dataset", "split", "backbone", "features", "as_is", "sweep@efficientnet_lite0-logistic_regression",
-          "sweep@efficientnet_lite0-rbf_svm", "head", "fine_tune", "scratch", "compare", "track")  # fmt: skip
+          "sweep@efficientnet_lite0-rbf_svm", "head", "fine_tune", "scratch", "explain", "compare",
+          "track")  # fmt: skip
 KILLED_UNDER_DVC = ("split", "sweep", "head", "compare")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

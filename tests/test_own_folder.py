@@ -176,6 +176,7 @@ TINY = {
     "head.epochs": 1,
     "fine_tune.backbones": [],
     "scratch.networks": [],
+    "explain.runs": ["efficientnet_lite0-head"],
     "compare.bootstrap_samples": 100,
 }
 

@@ -61,6 +61,11 @@ def test_the_committed_params_are_valid(values):
         ("scratch.input_size", 15, r"at least 16 for small_convnet, or null for its own 96, received 15"),
         ("augmentation.test_time_views", -1, r"test_time_views must be greater than or equal to 0, received -1"),
         ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
+        ("explain.runs", ["efficientnet_lite0-lightgbm"], r"explain\.runs: unknown 'efficientnet_lite0-lightgbm'.*-head"),
+        ("explain.layers", {"vgg": ["conv"]}, r"explain\.layers: unknown 'vgg'.*Choose from: efficientnet_lite0, small_c"),
+        ("explain.layers", {"small_convnet": []}, r"explain\.layers\.small_convnet must be .*at least 1 item"),
+        ("explain.images", 0, r"explain\.images must be greater than or equal to 1, received 0"),
+        ("explain.patterns.size", 16, r"explain\.patterns\.size must be greater than or equal to 32, received 16"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
         ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
     ],
@@ -69,6 +74,28 @@ def test_a_bad_value_is_named_with_what_is_allowed(values, key, value, message):
     put(values, key, value)
     with pytest.raises(ParamsError, match=message):
         schema.check(values)
+
+
+def test_a_method_that_is_switched_off_cannot_be_explained(values):
+    values["fine_tune"]["backbones"] = []
+    with pytest.raises(ParamsError, match=r"explain\.runs: unknown 'efficientnet_lite0-fine_tune'"):
+        schema.check(values)
+    values["explain"]["runs"] = []
+    schema.check(values)
+
+
+def test_a_layer_to_show_is_looked_up_in_the_network_once_it_is_built(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values["explain"]["layers"] = {"efficientnet_lite0": ["stem_conv", "top_cnv"]}
+    schema.check_against_results(values)
+    layers = [{"config": {"name": name}} for name in ("pixels", "stem_conv", "top_conv")]
+    artifacts.write_json(
+        artifacts.BACKBONES / "efficientnet_lite0" / networks.ARCHITECTURE, {"config": {"layers": layers}}
+    )
+    with pytest.raises(ParamsError, match=r"explain\.layers\.efficientnet_lite0 must .*'top_cnv'. Nearest: top_conv"):
+        schema.check_against_results(values)
+    values["explain"]["layers"]["efficientnet_lite0"] = ["top_conv"]
+    schema.check_against_results(values)
 
 
 def test_names_must_be_text(values):

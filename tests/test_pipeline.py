@@ -37,6 +37,8 @@ TINY = {
     "fine_tune.unfreeze": {"from_layer": None, "last_layers": None, "last_blocks": 1},
     "scratch.epochs": 2,
     "scratch.input_size": 32,
+    "explain.images": 1,
+    "explain.patterns": {"filters": 1, "steps": 2, "size": 32},
     "compare.bootstrap_samples": 200,
 }
 RUNS = {
@@ -279,6 +281,7 @@ os.replace = replace_or_die
         ("fine_tune", WRITING),
         ("scratch", "\ntraining "),
         ("scratch", WRITING),
+        ("explain", WRITING),
         ("compare", "methods, each on"),
         ("compare", PLACING),
         ("track", f"MLflow: 2/{len(RUNS)} "),

@@ -29,10 +29,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
         *("duplicates", "feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics"),
-        *("picture_sheet", "quality", "recipes", "splits", "statistics", "textbook", "tracking", "training"),
-        *("training_curves",),
+        *("picture_sheet", "quality", "recipes", "saliency", "splits", "statistics", "textbook", "tracking"),
+        *("training", "training_curves"),
     ),
-    ("activations", "augmentation_sheet", "calibration_table", "comparison", "leaderboard_tables", "views"),
+    ("activations", "augmentation_sheet", "calibration_table", "comparison", "explain_figures", "leaderboard_tables"),
+    ("views",),
     ("network_inputs",),
     ("network_runs", "predictor"),
     ("stages",),
@@ -45,8 +46,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SERVED_MODEL = PACKAGE / "tracking" / "serving.py"
 
 MAY_IMPORT = {
-    "tensorflow": {"networks", "inference", "training"},
-    "keras": {"networks", "backbones", "convnets", "datasets", "inference", "training"},
+    "tensorflow": {"networks", "inference", "saliency", "training"},
+    "keras": {"networks", "backbones", "convnets", "datasets", "inference", "saliency", "training"},
     "openvino": {"inference"},
     "mlflow": {"tracking"},
 }

@@ -700,6 +700,7 @@ def tracked(two_methods: tracking.Comparison, values: dict) -> Params:
         "head": {**values["head"], "backbones": ["lite0"]},
         "fine_tune": {**values["fine_tune"], "backbones": []},
         "scratch": {**values["scratch"], "networks": []},
+        "explain": {**values["explain"], "runs": ["lite0-head"]},
     }
     return Params(declared, track.READS)
 
@@ -739,6 +740,45 @@ def test_without_the_backbone_everything_but_the_model_is_shown(
     said = capsys.readouterr().out
     assert "MLflow: 1/2 head · lite0: nothing to add\nMLflow: 2/2 logistic_regression · lite0: 1 run added\n" in said
     assert "1 added, 5 already there" in said
+
+
+def test_pages_of_what_a_network_sees_are_shown_with_the_training_that_they_show(tracked: Params) -> None:
+    for run in RUNS:  # of these, only the head is to be explained
+        about = {"record": identity.record_digest(artifacts.RUNS / run.name)}
+        artifacts.write_json(artifacts.RESULTS / "explain" / run.name / "explain.json", about)
+    explained = artifacts.RESULTS / "explain" / "lite0-head"
+    (explained / "gradcam.png").write_bytes(b"png")
+    assert [method.explained for method in track.collect(tracked).methods] == [
+        (), (explained / "explain.json", explained / "gradcam.png")
+    ]  # fmt: skip
+    artifacts.write_json(explained / "explain.json", {"record": "that of an earlier training"})
+    assert [method.explained for method in track.collect(tracked).methods] == [(), ()]
+
+
+def test_pages_of_what_a_network_sees_are_added_once_and_replaced_when_they_change(
+    two_methods: tracking.Comparison,
+) -> None:
+    files = (Path("gradcam.png").absolute(), Path("explain.json").absolute())
+    for file in files:
+        file.write_bytes(b"first")
+    head = dataclasses.replace(two_methods.methods[1], explained=files)
+    what = dataclasses.replace(two_methods, methods=(two_methods.methods[0], head))
+    sync(two_methods)
+    assert str(sync(what)) == "2 methods and 4 candidates: 0 added, 6 already there"
+    run = the_method("head · lite0")
+    kept = Path(url2pathname(urlparse(run.info.artifact_uri).path)) / "explanation"
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == {file.name: b"first" for file in files}
+    before, times = state(), [file.stat().st_mtime_ns for file in kept.iterdir()]
+    sync(what)
+    assert state() == before
+    assert [file.stat().st_mtime_ns for file in kept.iterdir()] == times
+    files[0].write_bytes(b"second")
+    sync(what)
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == {"gradcam.png": b"second", "explain.json": b"first"}
+    # A machine that has no pages takes nothing away.
+    sync(two_methods)
+    assert len(list(kept.iterdir())) == 2
+    assert not client().list_artifacts(the_method().info.run_id, "explanation")
 
 
 def test_the_ui_takes_the_next_free_port() -> None:

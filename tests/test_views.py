@@ -50,7 +50,7 @@ def test_views_depend_on_the_bytes_of_a_file_wherever_they_come_from(tmp_path):
     np.testing.assert_array_equal(received, asked.pixels(pixels, b"bytes"))
     assert (received != asked.pixels(pixels, b"others")).any()
     sha256 = hashlib.sha256(b"bytes").hexdigest()
-    expected = image_files.augment(pixels, seed=5, sha256=sha256, view=-2, params=DRAWN)
+    expected = augmentation.augment(pixels, seed=5, sha256=sha256, view=-2, params=DRAWN)
     np.testing.assert_array_equal(received[2], expected)
 
 
@@ -128,7 +128,7 @@ def test_the_mean_over_views_is_evaluated_and_predicted_again_to_the_last_bit(pr
     by_hand = []
     for file, sha256 in zip(part.files, part.sha256, strict=True):
         image = image_files.load(file, size=32, params=square)
-        views = [image_files.augment(image, seed=seed, sha256=sha256, view=view, params=params) for view in (-1, -2)]
+        views = [augmentation.augment(image, seed=seed, sha256=sha256, view=view, params=params) for view in (-1, -2)]
         each = np.asarray(network(np.stack([image, *views]).astype(np.float32), training=False))
         assert np.ptp(each, axis=0).max() > 1e-6  # the views differ
         by_hand.append(each.mean(axis=0))

@@ -33,6 +33,7 @@ OVERRIDES: dict[str, Any] = {
     "head.epochs": 2,
     "fine_tune.backbones": [],
     "scratch.epochs": 3,
+    "explain.runs": ["efficientnet_lite0-head"],
     "compare.bootstrap_samples": 500,
 }
 

@@ -37,6 +37,7 @@ def declared(values: Mapping[str, Any]) -> dict[Path, set[str]]:
         artifacts.BACKBONES: backbones,
         artifacts.FEATURES: backbones,
         artifacts.RESULTS / "as_is": backbones,
+        artifacts.RESULTS / "explain": set(params.lookup(values, "explain.runs")),
     }
 
 

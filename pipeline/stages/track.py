@@ -18,7 +18,7 @@ from pipeline.progress import Log, say
 
 # The keys of every run, because the identity of what a run was computed from contains them.
 READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone",
-         "classifiers", "augmentation", "head", "fine_tune", "scratch", "compare")  # fmt: skip
+         "classifiers", "augmentation", "head", "fine_tune", "scratch", "explain", "compare")  # fmt: skip
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
@@ -95,7 +95,20 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         spread=_spread(entry),
         calibrator=artifacts.read_calibrator(directory),
         calibrated=_calibrated(entry),
+        explained=_explained(run, params),
     )
+
+
+def _explained(run: Run, params: Params) -> tuple[Path, ...]:
+    """Return the files that show what the run's network looks at, none if they are of another training.
+
+    They are no input that DVC could know: where no run is explained, their folder does not exist.
+    """
+    directory = artifacts.RESULTS / "explain" / run.name
+    if run.name not in params.value("explain.runs") or not (directory / "explain.json").exists():
+        return ()
+    shown = artifacts.read_json(directory / "explain.json")["record"]
+    return tuple(sorted(directory.iterdir())) if shown == identity.record_digest(artifacts.RUNS / run.name) else ()
 
 
 def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -50,6 +50,7 @@ class Method:
     ``backbone``: the directory of the network that the saved model needs beside its own files, if any.
     ``spread``: {part: {metric: (mean, standard deviation)}} over ``repeats`` trainings, empty for one.
     ``calibrator``: its numbers, None without; ``calibrated``: {part: {metric: value after it}}.
+    ``explained``: files that show what its network looks at, none if there are none of this record.
     """
 
     record: artifacts.Record
@@ -64,6 +65,7 @@ class Method:
     spread: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     calibrator: Mapping[str, Any] | None = None
     calibrated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    explained: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

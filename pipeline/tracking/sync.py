@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, provenance
@@ -173,7 +174,9 @@ class _Sync:
     def complete_method(self, method: Method, run: Run) -> None:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
         if method.champion:
-            self.log_comparison(run)
+            self.log_files(run, "comparison", self.comparison.files)
+        if method.explained:
+            self.log_files(run, "explanation", method.explained)
         if claims.is_complete(run):
             # The record is the same, but another comparison may calibrate its model, or no longer.
             if tag(run, models.CALIBRATION) != models.calibration_digest(method):
@@ -213,15 +216,15 @@ class _Sync:
         if missing:
             calls.insist(self.client.log_inputs, run.info.run_id, missing)
 
-    def log_comparison(self, run: Run) -> None:
-        """Keep the leaderboard and the figures on the champion's run; again only when one of them changed."""
-        digest = provenance.digest({path.name: artifacts.sha256_path(path) for path in self.comparison.files})
-        if tag(run, "comparison") == digest:
+    def log_files(self, run: Run, name: str, paths: Sequence[Path]) -> None:
+        """Keep files and directories on a run, in the folder ``name``; again only when one of them changed."""
+        digest = provenance.digest({path.name: artifacts.sha256_path(path) for path in paths})
+        if tag(run, name) == digest:
             return
-        for path in self.comparison.files:
+        for path in paths:
             log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-            log(run.info.run_id, str(path), f"comparison/{path.name}" if path.is_dir() else "comparison")
-        calls.log(self.client, run, tags={"comparison": digest})
+            log(run.info.run_id, str(path), f"{name}/{path.name}" if path.is_dir() else name)
+        calls.log(self.client, run, tags={name: digest})
 
     # --- its candidates --------------------------------------------------------------------------------------------
 
