@@ -225,6 +225,9 @@ def _in_bfloat16(model: keras.Model) -> keras.Model:
 
     copy = keras.models.clone_model(model, clone_function=convert)
     copy.set_weights(model.get_weights())
+    for layer in copy.layers:  # normalization of pixels keeps what it computes with apart from its weights
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
     return copy
 
 

@@ -60,6 +60,9 @@ def run(
     Finished repeats of a stage that was killed are kept, so that it goes on with the next one.
     """
     digests = {path: artifacts.sha256_path(Path(path)) for path in inputs}
+    ablation = _ablation(network, stage)
+    if ablation:
+        say(f"ablation: {network} is {ablation}")
     decisive = {name: value for name, value in params.declared().items() if name != "repeats"}
     code = provenance.code_digest([f"pipeline.stages.{stage}"])
     key = provenance.digest([decisive, digests, code, provenance.environment()])
@@ -87,7 +90,7 @@ def run(
                 )
     _write_run(
         [cache / str(number) for number in range(1, count + 1)],
-        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests,
+        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests, ablation=ablation,
     )  # fmt: skip
     artifacts.discard_directory(cache.parent)
 
@@ -95,6 +98,13 @@ def run(
 def weights_of(run: Path, repeat: int) -> Path:
     """Return where a run keeps the network of one repeat, counted from 1."""
     return run if repeat == 1 else run / "repeats" / str(repeat)
+
+
+def _ablation(network: str, stage: Stage) -> str | None:
+    """Return what the run does wrongly on purpose; a network from scratch has no preprocessing of its own."""
+    if stage == "scratch":
+        return None
+    return artifacts.ablation(networks.read_spec(artifacts.BACKBONES / network).preprocess)
 
 
 def _train(
@@ -154,7 +164,8 @@ def _train(
     artifacts.write_predictions(directory / "predictions.npz", predictions)
     # What of the network is frozen and was computed by which engine, for whoever predicts with this run later.
     artifacts.write_json(directory / "frozen.json", source.about)
-    _write_history(directory, fit, title=f"{network} · {stage}")
+    title = artifacts.marked(f"{network} · {stage}", _ablation(network, stage))
+    _write_history(directory, fit, title=title)
     artifacts.write_json(directory / _ABOUT, about)
 
 
@@ -166,6 +177,7 @@ def _write_run(
     network: str,
     params: Params,
     inputs: dict[str, str],
+    ablation: str | None,
 ) -> None:
     """Write the run: the files of its first training, and the predictions of all."""
     about = [artifacts.read_json(repeat / _ABOUT) for repeat in repeats]
@@ -197,6 +209,7 @@ def _write_run(
                                  notes=other.notes, history=other.history)
                 for number, other in enumerate(trained[1:], start=2)
             ],
+            ablation=ablation,
         )  # fmt: skip
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(

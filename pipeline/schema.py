@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import (
+    activations,
     artifacts,
     convnets,
     datasets,
@@ -25,7 +26,7 @@ from pipeline import (
     statistics,
     training,
 )
-from pipeline.backbones import table as backbones
+from pipeline.backbones import choice as backbones
 from pipeline.classifiers import table as classifiers
 from pipeline.stages import as_is
 
@@ -53,6 +54,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "compute": inference.ComputeParams,
     "selection": metrics.SelectionParams,
     "backbone": backbones.BackboneParams,
+    "features": activations.FeatureParams,
     "as_is": as_is.AsIsParams,
     "augmentation": images.AugmentationParams,
     "head": HeadBlock,
@@ -77,7 +79,6 @@ def check(values: Mapping[str, Any]) -> None:
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
     attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
     attempt(lambda: _check_count("repeats", params.lookup(values, "repeats"), at_least=1))
-    attempt(lambda: _names("backbones", params.lookup(values, "backbones"), backbones.BACKBONES))
     for key, model in BLOCKS.items():
         attempt(lambda key=key, model=model: params.parse(params.lookup(values, key), model, where=key))
     attempt(lambda: _check_classifiers(params.lookup(values, "classifiers")))
@@ -99,7 +100,10 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
         metrics.positive_index(classes, selection)
     if split and artifacts.MANIFEST.exists():
         metrics.positive_index(artifacts.read_part("train").classes, selection)
-    _check_weights(values["backbone"]["weights"], values["backbones"])
+    _check_weights(values)
+    for name in values["backbones"]:
+        if values["features"]["layers"] and _is_built(name):
+            _check_features(values["features"]["layers"], name)
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
             _check_unfreeze(values["fine_tune"]["unfreeze"], name)
@@ -109,15 +113,40 @@ def _is_built(backbone: str) -> bool:
     return (artifacts.BACKBONES / backbone / networks.SPEC).exists()
 
 
-def _check_weights(weights: str, names: Sequence[str]) -> None:
-    """Require the file of weights as long as a network is still to be built from it; later, nothing reads it."""
-    if weights in ("imagenet", "random") or all(_is_built(name) for name in names):
-        return
-    if not Path(weights).is_file():
+def _check_weights(values: Mapping[str, Any]) -> None:
+    """Require the files of weights as long as a network is still to be built from them; later, nothing reads them."""
+    block = params.parse(values["backbone"], backbones.BackboneParams, where="backbone")
+    for name in values["backbones"]:
+        weights = backbones.resolve(name, block).weights
+        if weights in ("imagenet", "random") or _is_built(name) or Path(weights).is_file():
+            continue
         raise params.ParamsError(
             f"params.yaml: backbone.weights must be imagenet, random or the path of a file, received {weights!r}: "
             f"there is no such file"
         )
+
+
+def _stored_layers(name: str) -> list[str]:
+    """Return the names of a stored network's layers, in order; none if its architecture is not there.
+
+    From the file: building the network would take TensorFlow seconds, before every stage.
+    """
+    path = artifacts.BACKBONES / name / networks.ARCHITECTURE
+    if not path.exists():
+        return []
+    stored = artifacts.read_json(path)["config"]["layers"]
+    return [layer["name"] for layer in stored if ".ops." not in layer["module"]]
+
+
+def _check_features(wanted: Sequence[str], name: str) -> None:
+    layers = _stored_layers(name)
+    for layer in wanted:
+        if layers and layer not in layers:
+            near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.0)
+            raise params.ParamsError(
+                f"params.yaml: features.layers must be layers of {name}, received {layer!r}. Nearest: "
+                f"{', '.join(near)}. `python -m pipeline backbone {name}` lists them"
+            )
 
 
 def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
@@ -131,11 +160,9 @@ def _check_unfreeze(unfreeze: Mapping[str, Any], name: str) -> None:
             f"params.yaml: fine_tune.unfreeze.last_blocks must be at most {len(spec.blocks)}, the blocks of {name}, "
             f"received {unfreeze['last_blocks']}"
         )
-    if unfreeze["from_layer"] is None or not (directory / networks.ARCHITECTURE).exists():
+    layers = _stored_layers(name)
+    if unfreeze["from_layer"] is None or not layers:
         return
-    # From the file: building the network would take TensorFlow seconds, before every stage.
-    stored = artifacts.read_json(directory / networks.ARCHITECTURE)["config"]["layers"]
-    layers = [layer["config"]["name"] for layer in stored]
     layers = layers[: layers.index(spec.feature_layer) + 1]  # the head goes on top of that one
     if unfreeze["from_layer"] not in layers:
         near = difflib.get_close_matches(unfreeze["from_layer"], layers, n=5, cutoff=0.0)
@@ -161,6 +188,11 @@ def _check_classifiers(families: Any) -> None:
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
+    block = params.parse(values["backbone"], backbones.BackboneParams, where="backbone")
+    _names("backbones", params.lookup(values, "backbones"), backbones.known(block))
+    if clash := sorted(set(block.variants) & set(convnets.CONVNETS)):
+        raise params.ParamsError(f"params.yaml: backbone.variants: {clash[0]} is a network of scratch.networks")
+    backbones.check(values["backbones"], block)
     _names("head.backbones", values["head"]["backbones"], values["backbones"])
     _names("fine_tune.backbones", values["fine_tune"]["backbones"], values["head"]["backbones"])
     _names("scratch.networks", values["scratch"]["networks"], convnets.CONVNETS)

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("feature_store", "figures", "imagenet", "images", "inference", "leaderboard", "metrics", "picture_sheet"),
         *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
-    ("activations", "calibration_table", "comparison", "leaderboard_tables"),
+    ("activations", "calibration_table", "comparison", "image_files", "leaderboard_tables"),
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),

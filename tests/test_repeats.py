@@ -204,7 +204,7 @@ def photographs(tmp_path_factory) -> Path:
     blocks = [networks.BlockSpec(name=f"block{number}", first_layer=f"block{number}_conv") for number in (1, 2)]
     spec = networks.NetworkSpec(
         name="tiny", input_size=32, feature_layer="avg_pool", feature_width=8, prediction_layer="avg_pool",
-        blocks=blocks, weights={"source": "random"}, cost=networks.cost_of(model),
+        map_layer=model.layers[-2].name, preprocess="backbone", blocks=blocks, weights={"source": "random"}, cost=networks.cost_of(model),
     )  # fmt: skip
     networks.write_spec(spec, backbone)
     return root
