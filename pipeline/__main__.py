@@ -40,6 +40,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 
 COMMANDS: dict[str, str] = {
+    "backbone": "list the networks, or describe one, layer by layer; with --backbone, the stage that builds one",
+    "as-is": "what a pretrained network, as it is, sees in images: the most probable classes of ImageNet",
     "predict": "classify image files with the champion or any run",
     "augmentation": "draw what augmentation makes of images, without training",
     "leaderboard": "print the comparison",
@@ -63,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, command = _parser(arguments[0] if arguments else None)
     options = parser.parse_args(arguments)
     try:
-        if options.verb in STAGES:
-            run_stage(options.verb, {name: getattr(options, name) for name in STAGES[options.verb]})
+        item = {name: getattr(options, name) for name in STAGES.get(options.verb, ())}
+        if options.verb in STAGES and None not in item.values():
+            if getattr(options, "name", None):
+                parser.error("a NAME to describe and --backbone, the stage, exclude each other")
+            run_stage(options.verb, item)
             return 0
         if options.verb in CHECKED_COMMANDS:
             check_params()
@@ -131,9 +136,11 @@ def _parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | Non
             module = importlib.import_module(f"pipeline.commands.{name.replace('-', '_')}")
             module.add_arguments(command)
     for name, items in STAGES.items():
-        stage = verbs.add_parser(name, help="stage of dvc.yaml; `dvc repro` runs it when needed")
+        both = name in COMMANDS  # a command for people without --item, the stage with it
+        text = "stage of dvc.yaml; `dvc repro` runs it when needed"
+        stage = verbs.choices[name] if both else verbs.add_parser(name, help=text)
         for item in items:
-            stage.add_argument(f"--{item}", required=True)
+            stage.add_argument(f"--{item}", required=not both)
     return parser, module
 
 

@@ -9,13 +9,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import pydantic
 
 from pipeline import artifacts, augmentation, feature_store, images, inference, networks, provenance
 from pipeline.errors import BakeoffError
+from pipeline.params import Block
 from pipeline.progress import progress, say
+
+if TYPE_CHECKING:
+    import keras
 
 # Rows recomputed on every use of kept ones: enough to see another CPU or library, too few to take time.
 CANARIES = 4
@@ -28,6 +33,25 @@ CHUNK_BYTES = 64 * 2**20
 
 class DriftError(BakeoffError):
     """This machine no longer computes what the feature store holds."""
+
+
+class FeatureParams(Block):
+    """``features`` in params.yaml: what of a network the classifiers learn from.
+
+    ``layers``: names, those of the original top included, concatenated in this order; None: the network's own features.
+    ``pooling``: of those that have height and width.
+    """
+
+    layers: Annotated[list[str], pydantic.Field(min_length=1)] | None
+    pooling: networks.Pooling
+
+    @pydantic.model_validator(mode="after")
+    def _pooling_is_of_layers(self) -> FeatureParams:
+        if self.layers is None and self.pooling != "avg":
+            raise ValueError("pooling: avg with layers: null; name a layer (map_layer in spec.json) to pool otherwise")
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise ValueError("layers that are named once")
+        return self
 
 
 class View(NamedTuple):
@@ -48,7 +72,8 @@ class FrozenPart:
     """A network, or its beginning, whose weights stay as they are.
 
     ``build``: returns it as a Keras model, pixels to ``tensors``. ``sha256``: of the stored network it is cut from.
-    ``tensors``: its outputs, ``layer:node:output``, which together with ``sha256`` name what is computed.
+    ``tensors``: its outputs, ``layer:node:output`` and perhaps how they are pooled, which together with ``sha256`` name
+    what is computed.
     """
 
     build: inference.Build
@@ -67,6 +92,19 @@ class FrozenPart:
             input_size=networks.read_spec(directory).input_size,
         )
 
+    @classmethod
+    def of_features(cls, params: FeatureParams, *, backbone: str) -> FrozenPart:
+        """Return a stored backbone up to the features that ``params`` choose."""
+        directory = artifacts.BACKBONES / backbone
+        if params.layers is None:
+            return cls.up_to(networks.read_spec(directory).feature_layer, backbone=backbone)
+        return cls(
+            build=lambda: features_of(directory, params),
+            sha256=artifacts.sha256_path(directory),
+            tensors=tuple(f"{layer}:0:0:{params.pooling}" for layer in params.layers),
+            input_size=networks.read_spec(directory).input_size,
+        )
+
     def converted(self, store: feature_store.FeatureStore) -> Path:
         """Return where the store keeps the network in the engine's own form."""
         return store.directory_of({"network_sha256": self.sha256, "tensors": list(self.tensors)})
@@ -81,6 +119,12 @@ class FrozenPart:
             "engine": inference.chosen_engine(compute.engine),
             "precision": compute.precision,
         }
+
+
+def features_of(directory: Path, params: FeatureParams) -> keras.Model:
+    """Return a stored backbone up to the features that ``params`` choose. Raises NetworkError for an unknown layer."""
+    layers = params.layers or [networks.read_spec(directory).feature_layer]
+    return networks.pooled(networks.load(directory), layers, pooling=params.pooling)
 
 
 class Activations:

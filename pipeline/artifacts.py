@@ -397,6 +397,7 @@ class Record(pydantic.BaseModel):
 
     ``repeats``: the trainings after the first, in the order of the predictions. ``draws``: whether training draws
     anything from its seed; if not, every repeat is the first one again, and nothing was trained twice.
+    ``ablation``: what was done wrongly on purpose (`ablation`), None for a method as it is meant.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -412,10 +413,24 @@ class Record(pydantic.BaseModel):
     cost: Cost
     repeats: list[Repeat] = []
     draws: bool = True
+    ablation: str | None = None
 
     @property
     def name(self) -> str:
         return f"{self.network}-{self.method}"
+
+
+def ablation(preprocess: str) -> str | None:
+    """Return in a few words what a network is fed in place of its own preprocessing; None if that is what it gets.
+
+    The one name that an ablation has: in specs, features, records, tables, figures, MLflow and on the console.
+    """
+    return {"backbone": None, "rescale": "fed pixels / 255", "none": "fed raw pixels"}[preprocess]
+
+
+def marked(title: str, ablation: str | None) -> str:
+    """Return the title of a method or network with its ablation, if it is one."""
+    return title if ablation is None else f"{title} (ablation: {ablation})"
 
 
 def write_record(path: Path, record: Record) -> None:

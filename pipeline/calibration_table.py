@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline.calibration import fitting
-from pipeline.leaderboard import CALIBRATION_METRICS, CONSOLE, LABELS, Entry, shown, title
+from pipeline.leaderboard import CALIBRATION_METRICS, CONSOLE, LABELS, Entry, shown, title_of
 
 ABOUT = (
     "Before → after calibration, which was fitted on validation for each method's selected candidate and chose "
@@ -44,7 +44,7 @@ def _rows(entries: Sequence[Entry]) -> list[list[str]]:
     header = ["method", "calibrator", *(f"{part} {LABELS[metric]}" for part, metric in columns)]
     return [header] + [
         [
-            title(one["network"], one["method"]),
+            title_of(one),
             one["calibration"]["calibrator"],
             *(_arrow(one["calibration"][part][metric]) for part, metric in columns),
         ]

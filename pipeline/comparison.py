@@ -65,7 +65,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        return leaderboard.title(self.record.network, self.record.method)
+        return leaderboard.title(self.record.network, self.record.method, self.record.ablation)
 
 
 def evaluate(record: artifacts.Record, predictions: artifacts.Predictions, protocol: Protocol) -> Method:

@@ -225,6 +225,9 @@ def _in_bfloat16(model: keras.Model) -> keras.Model:
 
     copy = keras.models.clone_model(model, clone_function=convert)
     copy.set_weights(model.get_weights())
+    for layer in copy.layers:  # normalization of pixels keeps what it computes with apart from its weights
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
     return copy
 
 
@@ -245,6 +248,9 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
         network.export(str(path), format="openvino", verbose=False)
         # Read from bytes: a model read from a path maps the file, which is about to go.
         model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        if len(model.outputs) > len(network.outputs):
+            model = _without_leftovers(model, count=len(network.outputs))
+            openvino.serialize(model, str(path))
         if kept and not kept.exists():
             try:
                 os.replace(path.parent, kept)
@@ -252,6 +258,18 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
                 if not kept.is_dir():  # else another process was faster, with the same network
                     raise
     return model
+
+
+def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
+    """Return a converted network with its own ``count`` outputs only.
+
+    TensorFlow gives swish a gradient of its own, and OpenVINO takes what that keeps at hand, in every layer, for outputs.
+    Keras calls the network's own Identity:0, Identity_1:0, ...
+    """
+    openvino = _import_openvino()
+    names = ["Identity:0", *(f"Identity_{number}:0" for number in range(1, count))]
+    results = [next(output for output in model.outputs if name in output.get_names()).get_node() for name in names]
+    return openvino.Model(results, model.get_parameters(), model.get_friendly_name())
 
 
 def _parent(kept: Path | None) -> Path | None:

@@ -3,6 +3,7 @@
 An entry is one method on one network, a JSON object:
 
 - ``run``, ``method``, ``network``, ``backbone`` (null for a network without pretraining), ``stage``;
+- ``ablation``: what was done wrongly on purpose, in words; null for a method as it is meant;
 - ``rank`` by validation, ``champion``, ``selected_by`` (the metric that validation chose by);
 - ``candidate``: name, parameters and convergence of the selected one; ``candidates``: how many, how many unconverged;
 - ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}} on test;
@@ -58,9 +59,14 @@ def shown(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.3f}"
 
 
-def title(network: str, method: str) -> str:
+def title(network: str, method: str, ablation: str | None = None) -> str:
     """Return how a run is called in tables and figures."""
-    return f"{network} · {method}"
+    return artifacts.marked(f"{network} · {method}", ablation)
+
+
+def title_of(one: Entry) -> str:
+    """Return how the run of an entry is called."""
+    return title(one["network"], one["method"], one.get("ablation"))
 
 
 def entry(
@@ -83,6 +89,7 @@ def entry(
         "network": record.network,
         "backbone": None if record.stage == "scratch" else record.network,
         "stage": record.stage,
+        "ablation": record.ablation,
         "rank": rank,
         "champion": rank == 1,
         "selected_by": selected_by,
@@ -109,7 +116,8 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
     """Return the columns and rows of leaderboard.csv: one row an entry, four decimals."""
     rows = []
     for one in entries:
-        row = {name: one[name] for name in ("rank", "run", "method", "network", "backbone", "stage", "champion")}
+        about = ("rank", "run", "method", "network", "backbone", "stage", "ablation", "champion")
+        row = {name: one[name] for name in about}
         row |= {"candidate": one["candidate"]["name"], "converged": one["candidate"]["converged"]}
         row |= {"candidates": one["candidates"]["count"], "unconverged": one["candidates"]["unconverged"]}
         for part in ("validation", "test"):

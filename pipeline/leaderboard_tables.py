@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, title
+from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, title_of
 
 # Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
 ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
@@ -20,7 +20,7 @@ def text(entries: Sequence[Entry]) -> str:
         rows.append(
             [
                 "*" if one["champion"] else "",
-                title(one["network"], one["method"]),
+                title_of(one),
                 _chosen_by(one),
                 *_test_spread(one),
                 _with_interval(one["test"][metric]),
@@ -37,7 +37,7 @@ def text(entries: Sequence[Entry]) -> str:
         for row in rows
     ]  # fmt: skip
     warnings = [
-        f"{title(one['network'], one['method'])}: {said}" for one in entries if (said := _unconverged(one))
+        f"{title_of(one)}: {said}" for one in entries if (said := _unconverged(one))
     ]
     return "\n".join([*lines, *warnings, *(textwrap.fill(said, CONSOLE) for said in _about_repeats(entries))])
 
@@ -53,7 +53,7 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
               "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
-        name = title(one["network"], one["method"])
+        name = title_of(one)
         candidate = "; ".join(filter(None, [_code(one["candidate"]["name"]), _unconverged(one)]))
         lines.append(
             _markdown_row(
@@ -91,7 +91,7 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
               LABELS["roc_auc"], "p (Holm)", "trainable parameters"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for one in entries:
-        name = title(one["network"], one["method"])
+        name = title_of(one)
         lines.append(
             _markdown_row(
                 [
@@ -114,7 +114,7 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     champion, *others = entries
     metric, alpha = champion["selected_by"], 1 - confidence
     label = LABELS[metric]
-    name = title(champion["network"], champion["method"])
+    name = title_of(champion)
     repeats = champion["repeats"]
     over = f", over {repeats['count']} trainings {_mean_and_spread(champion, 'test', metric)}" if repeats else ""
     sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}{over}."]
@@ -124,7 +124,7 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
         group = "chance"
         if paired["p_holm"] < alpha:
             group = "better" if paired["only_method_right"] > paired["only_champion_right"] else "worse"
-        groups[group].append(title(one["network"], one["method"]))
+        groups[group].append(title_of(one))
     if groups["worse"]:
         sentences.append(f"It is right more often than {_listed(groups['worse'])}, beyond chance (p < {alpha:.2g}).")
     if groups["better"]:
@@ -132,7 +132,7 @@ def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     if groups["chance"]:
         sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
     ahead = [
-        f"{title(one['network'], one['method'])} ({shown(one['test'][metric]['value'])})"
+        f"{title_of(one)} ({shown(one['test'][metric]['value'])})"
         for one in others
         if one["against_champion"]["ahead_on_test"]
     ]
@@ -170,7 +170,7 @@ def _about_repeats(entries: Sequence[Entry]) -> list[str]:
         f"±: mean and standard deviation over {count} trainings with different seeds, all under this one split; the "
         "mean on validation ranks. Every other number is of the first training, whose model is kept."
     )
-    same = [title(one["network"], one["method"]) for one in entries if not one["repeats"]["draws"]]
+    same = [title_of(one) for one in entries if not one["repeats"]["draws"]]
     return [f"{said} ± 0: training draws nothing ({_listed(same)})." if same else said]
 
 

@@ -65,6 +65,9 @@ def run(
     Finished repeats of a stage that was killed are kept, so that it goes on with the next one.
     """
     digests = {path: artifacts.sha256_path(Path(path)) for path in inputs}
+    ablation = _ablation(network, stage)
+    if ablation:
+        say(f"ablation: {network} is {ablation}")
     decisive = {name: value for name, value in params.declared().items() if name != "repeats"}
     code = provenance.code_digest([f"pipeline.stages.{stage}"])
     key = provenance.digest([decisive, digests, code, provenance.environment()])
@@ -93,7 +96,7 @@ def run(
                 )
     _write_run(
         [cache / str(number) for number in range(1, count + 1)],
-        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests,
+        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests, ablation=ablation,
     )  # fmt: skip
     artifacts.discard_directory(cache.parent)
 
@@ -101,6 +104,13 @@ def run(
 def weights_of(run: Path, repeat: int) -> Path:
     """Return where a run keeps the network of one repeat, counted from 1."""
     return run if repeat == 1 else run / "repeats" / str(repeat)
+
+
+def _ablation(network: str, stage: Stage) -> str | None:
+    """Return what the run does wrongly on purpose; a network from scratch has no preprocessing of its own."""
+    if stage == "scratch":
+        return None
+    return artifacts.ablation(networks.read_spec(artifacts.BACKBONES / network).preprocess)
 
 
 def _train(
@@ -163,13 +173,14 @@ def _train(
     artifacts.write_predictions(directory / "predictions.npz", predictions)
     # What is frozen, which engine computed it and which views were asked about, for whoever predicts with it later.
     artifacts.write_json(directory / "frozen.json", source.about)
-    _write_history(directory, fit, title=f"{network} · {stage}")
+    title = artifacts.marked(f"{network} · {stage}", _ablation(network, stage))
+    _write_history(directory, fit, title=title)
     augmentation_sheet.draw(
         augmentation_sheet.of_part(parts["train"]),
         params,
         size=model.input_shape[1],
         seed=seed,
-        title=f"Augmentation of {network} · {stage}",
+        title=f"Augmentation of {title}",
         path=directory / "augmentation.png",
     )
     artifacts.write_json(directory / _ABOUT, about)
@@ -183,6 +194,7 @@ def _write_run(
     network: str,
     params: Params,
     inputs: dict[str, str],
+    ablation: str | None,
 ) -> None:
     """Write the run: the files of its first training, and the predictions of all."""
     about = [artifacts.read_json(repeat / _ABOUT) for repeat in repeats]
@@ -214,6 +226,7 @@ def _write_run(
                                  notes=other.notes, history=other.history)
                 for number, other in enumerate(trained[1:], start=2)
             ],
+            ablation=ablation,
         )  # fmt: skip
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(

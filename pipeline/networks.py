@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 ARCHITECTURE = "network.json"
 WEIGHTS = "network.weights.h5"
 SPEC = "spec.json"
+
+# What a network is fed: by its own preprocessing, by pixels / 255 in its place, or by pixels as they are.
+Preprocess = Literal["backbone", "rescale", "none"]
+# What becomes of a layer's height and width when its output is used as features.
+Pooling = Literal["avg", "max", "flatten"]
 
 
 class NetworkError(BakeoffError):
@@ -59,11 +64,12 @@ class Cost(pydantic.BaseModel):
 class NetworkSpec(pydantic.BaseModel):
     """What the other stages need to know of a pretrained network.
 
-    ``map_layer``: the last one with height and width, whose pooled output is the features.
+    ``network``: the backbone of which ``name`` is a variant; None if it is none.
     ``feature_layer``: its output is the pooled features, float32 (batch, feature_width).
-    ``prediction_layer``: its output is the probabilities of the classes the network was trained on; None if it was
-    built without them.
-    ``preprocess``: what is done to pixels; anything but backbone, the network's own, is an ablation.
+    ``map_layer``: the last layer with height and width; pooled (and normalized, in ConvNeXt), it is the features.
+    ``prediction_layer``: its output is the probabilities of the classes the network was trained on; None if it cannot
+    have them at this input size, or if its file of weights has none.
+    ``preprocess``: what the network is fed; anything but ``backbone`` is an ablation (`artifacts.ablation`).
     ``blocks``: from input to output.
     ``weights``: where the numbers come from; never a path of one machine.
     ``cost``: of the network up to its features.
@@ -72,12 +78,13 @@ class NetworkSpec(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    network: str | None = None
     input_size: int = pydantic.Field(gt=0)
     map_layer: str
     feature_layer: str
     feature_width: int = pydantic.Field(gt=0)
     prediction_layer: str | None
-    preprocess: Literal["backbone", "rescale", "none"]
+    preprocess: Preprocess
     blocks: list[BlockSpec]
     weights: dict[str, str]
     cost: Cost
@@ -131,6 +138,9 @@ def save(model: keras.Model, directory: Path) -> None:
     if model.compiled:  # An optimizer's state would go into the weights file, so it is rebuilt from what is written.
         bare = keras.models.model_from_json(architecture)
         bare.set_weights(model.get_weights())
+        # The state of a dropout layer is stored too, is none of its weights, and starts at random.
+        for new, old in zip(_generators(bare), _generators(model), strict=True):
+            new.state.assign(old.state)
     artifacts.write_text(directory / ARCHITECTURE, architecture)
     with artifacts.whole_file(directory / WEIGHTS) as temporary:
         # Keras insists on the suffix .weights.h5; the temporary name ends in .h5 only.
@@ -198,6 +208,25 @@ def last_map_layer(model: keras.Model) -> str:
     if not names:
         raise NetworkError(f"Network {model.name!r} has no layer whose output has height and width")
     return names[-1]
+def pooled(model: keras.Model, layers: Sequence[str], *, pooling: Pooling) -> keras.Model:
+    """Return the network from the input of ``model`` to the outputs of ``layers``, in that order, one output a layer.
+
+    What has height and width is pooled over both, or flattened. Raises NetworkError for an unknown layer.
+    """
+    import keras
+
+    kinds = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "flatten": keras.layers.Flatten,
+    }
+
+    def output(name: str) -> keras.KerasTensor:
+        tensor = find_layer(model, name).output
+        return kinds[pooling](name=f"{name}_{pooling}")(tensor) if len(tensor.shape) == 4 else tensor
+
+    outputs = [output(name) for name in layers]
+    return keras.Model(model.input, outputs if len(outputs) > 1 else outputs[0], name=f"{model.name}_features")
 
 
 def count_parameters(model: keras.Model) -> int:
@@ -228,6 +257,18 @@ def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
             yield from _leaves(layer)
         else:
             yield layer
+
+
+def _generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    """Return what dropout layers draw from, in the order of the layers."""
+    found = (getattr(layer, "seed_generator", None) for layer in _leaves(model))
+    return [generator for generator in found if generator is not None]
+
+
+def forget_draws(model: keras.Model) -> None:
+    """Set what dropout layers draw from to the same state in every process: of a network that never drops anything."""
+    for generator in _generators(model):
+        generator.state.assign([0, 0])
 
 
 def _layer_multiply_adds(layer: keras.Layer) -> int:

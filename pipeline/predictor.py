@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, feature_store, images, inference, networks
+from pipeline import activations, artifacts, feature_store, images, inference, networks
 from pipeline.calibration import calibrators
 from pipeline.training import cutting
 from pipeline.views import AskedViews
@@ -84,11 +84,12 @@ def _of_classifier(
 ) -> Predictor:
     meta = artifacts.read_json(run / "features.json")
     directory = backbones / record.network
+    chosen = activations.FeatureParams.model_validate(meta["features"])
     if artifacts.sha256_path(directory) != meta["network_sha256"]:
         raise artifacts.ArtifactError(f"{directory} is not the network that {run} was trained with: run `dvc repro`")
     compute = _compute(meta, threads=record.parameters["compute.threads"])
     frozen = inference.FrozenNetwork(
-        lambda: networks.cut(networks.load(directory), meta["feature_layer"]),
+        lambda: activations.features_of(directory, chosen),
         compute=compute,
         converted=store and store.directory_of({key: meta[key] for key in ("network_sha256", "tensors")}),
     )

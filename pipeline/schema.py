@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import (
+    activations,
     artifacts,
     augmentation,
     convnets,
@@ -26,7 +27,7 @@ from pipeline import (
     splits,
     statistics,
 )
-from pipeline.backbones import table as backbones
+from pipeline.backbones import choice as backbones
 from pipeline.classifiers import table as classifiers
 from pipeline.stages import as_is, scratch
 from pipeline.training import heads, unfreezing
@@ -59,6 +60,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "compute": inference.ComputeParams,
     "selection": metrics.SelectionParams,
     "backbone": backbones.BackboneParams,
+    "features": activations.FeatureParams,
     "as_is": as_is.AsIsParams,
     "augmentation": augmentation.AugmentationParams,
     "head": HeadBlock,
@@ -84,7 +86,6 @@ def check(values: Mapping[str, Any]) -> None:
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
     attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
     attempt(lambda: _check_count("repeats", params.lookup(values, "repeats"), at_least=1))
-    attempt(lambda: _names("backbones", params.lookup(values, "backbones"), backbones.BACKBONES))
     for key, model in BLOCKS.items():
         attempt(lambda key=key, model=model: params.parse(params.lookup(values, key), model, where=key))
     attempt(lambda: _check_classifiers(params.lookup(values, "classifiers")))
@@ -108,23 +109,28 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
         classes = artifacts.read_part("train").classes
         metrics.positive_index(classes, selection)
         _check_head(values["head"], classes)
-    _check_weights(values["backbone"]["weights"], values["backbones"])
+    _check_weights(values)
+    for name in values["backbones"]:
+        if values["features"]["layers"] and _is_built(name):
+            _check_are_layers("features.layers", values["features"]["layers"], name)
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
     for name, layers in values["explain"]["layers"].items():
-        _check_layers(layers, name)
+        _check_are_layers(f"explain.layers.{name}", layers, name)
 
 
 def _is_built(backbone: str) -> bool:
     return (artifacts.BACKBONES / backbone / networks.SPEC).exists()
 
 
-def _check_weights(weights: str, names: Sequence[str]) -> None:
-    """Require the file of weights as long as a network is still to be built from it; later, nothing reads it."""
-    if weights in ("imagenet", "random") or all(_is_built(name) for name in names):
-        return
-    if not Path(weights).is_file():
+def _check_weights(values: Mapping[str, Any]) -> None:
+    """Require the files of weights as long as a network is still to be built from them; later, nothing reads them."""
+    block = params.parse(values["backbone"], backbones.BackboneParams, where="backbone")
+    for name in values["backbones"]:
+        weights = backbones.resolve(name, block).weights
+        if weights in ("imagenet", "random") or _is_built(name) or Path(weights).is_file():
+            continue
         raise params.ParamsError(
             f"params.yaml: backbone.weights must be imagenet, random or the path of a file, received {weights!r}: "
             f"there is no such file"
@@ -139,16 +145,39 @@ def _check_head(head: Mapping[str, Any], classes: Sequence[str]) -> None:
         )
 
 
+def _stored_layers(name: str) -> list[str]:
+    """Return the names of a stored network's layers, in order; none if its architecture is not there.
+
+    From the file: building the network would take TensorFlow seconds, before every stage.
+    """
+    path = artifacts.BACKBONES / name / networks.ARCHITECTURE
+    if not path.exists():
+        return []
+    stored = artifacts.read_json(path)["config"]["layers"]
+    return [layer["name"] for layer in stored if ".ops." not in layer["module"]]
+
+
+def _check_are_layers(key: str, wanted: Sequence[str], name: str) -> None:
+    """Require layers of a stored network, as soon as it is there."""
+    layers = _stored_layers(name)
+    for layer in wanted:
+        if layers and layer not in layers:
+            near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.0)
+            raise params.ParamsError(
+                f"params.yaml: {key} must be layers of {name}, received {layer!r}. Nearest: "
+                f"{', '.join(near)}. `python -m pipeline backbone {name}` lists them"
+            )
+
+
 def _check_unfreeze(fine_tune: unfreezing.FineTuneParams, name: str) -> None:
-    directory = artifacts.BACKBONES / name
     try:
-        spec = networks.read_spec(directory)
+        spec = networks.read_spec(artifacts.BACKBONES / name)
     except artifacts.ArtifactError:
         return  # written by an older version: `dvc repro` is about to write it anew
     if fine_tune.unfreeze.last_blocks is not None:
         _check_last_blocks(fine_tune, spec)
-    if fine_tune.unfreeze.from_layer is not None and (directory / networks.ARCHITECTURE).exists():
-        _check_from_layer(fine_tune.unfreeze.from_layer, spec, directory)
+    if fine_tune.unfreeze.from_layer is not None and (layers := _stored_layers(name)):
+        _check_from_layer(fine_tune.unfreeze.from_layer, spec, layers)
 
 
 def _check_last_blocks(fine_tune: unfreezing.FineTuneParams, spec: networks.NetworkSpec) -> None:
@@ -166,10 +195,7 @@ def _check_last_blocks(fine_tune: unfreezing.FineTuneParams, spec: networks.Netw
         raise params.ParamsError(f"params.yaml: {error}") from None
 
 
-def _check_from_layer(layer: str, spec: networks.NetworkSpec, directory: Path) -> None:
-    # From the file: building the network would take TensorFlow seconds, before every stage.
-    stored = artifacts.read_json(directory / networks.ARCHITECTURE)["config"]["layers"]
-    layers = [layer["config"]["name"] for layer in stored]
+def _check_from_layer(layer: str, spec: networks.NetworkSpec, layers: Sequence[str]) -> None:
     layers = layers[: layers.index(spec.map_layer) + 1]  # the head goes on top of that one
     if layer not in layers:
         near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.0)
@@ -178,20 +204,6 @@ def _check_from_layer(layer: str, spec: networks.NetworkSpec, directory: Path) -
             f"params.yaml: fine_tune.unfreeze.from_layer must be a layer of {spec.name} up to {spec.map_layer}, "
             f"received {layer!r}. Nearest: {', '.join(near)}. Its blocks start at: {starts}"
         )
-
-
-def _check_layers(wanted: Sequence[str], name: str) -> None:
-    """Require layers to be shown, of a network that is built before its runs; ``explain`` itself asks the others."""
-    path = artifacts.BACKBONES / name / networks.ARCHITECTURE
-    if not path.exists():
-        return
-    known = [layer["config"]["name"] for layer in artifacts.read_json(path)["config"]["layers"]]
-    for layer in wanted:
-        if layer not in known:
-            near = ", ".join(difflib.get_close_matches(layer, known, n=5, cutoff=0.0))
-            raise params.ParamsError(
-                f"params.yaml: explain.layers.{name} must name layers of {name}, received {layer!r}. Nearest: {near}"
-            )
 
 
 def _check_count(key: str, value: Any, *, at_least: int) -> None:
@@ -209,6 +221,11 @@ def _check_classifiers(families: Any) -> None:
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
+    block = params.parse(values["backbone"], backbones.BackboneParams, where="backbone")
+    _names("backbones", params.lookup(values, "backbones"), backbones.known(block))
+    if clash := sorted(set(block.variants) & set(convnets.CONVNETS)):
+        raise params.ParamsError(f"params.yaml: backbone.variants: {clash[0]} is a network of scratch.networks")
+    backbones.check(values["backbones"], block)
     _names("head.backbones", values["head"]["backbones"], values["backbones"])
     _names("fine_tune.backbones", values["fine_tune"]["backbones"], values["head"]["backbones"])
     _names("scratch.networks", values["scratch"]["networks"], convnets.CONVNETS)

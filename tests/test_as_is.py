@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from pipeline import artifacts, imagenet, params, picture_sheet
+from pipeline import artifacts, imagenet, networks, params, picture_sheet
+from pipeline.__main__ import main as command_line
 from pipeline.progress import NoLog
 from pipeline.stages import as_is, backbone
 
 VALUES = {
     "seed": 0,
-    "backbone": {"weights": "imagenet"},
+    "backbone": {"weights": "imagenet", "input_size": None, "preprocess": "backbone", "variants": {}},
     "as_is": {"top": 3},
     "images": {"square": "crop", "fill": "edge", "interpolation": "bicubic"},
     "compute": {"threads": 2, "batch_size": 4, "engine": "openvino", "precision": "float32"},
@@ -86,6 +90,80 @@ def test_the_sheet_is_a_picture(output):
         assert sheet.format == "PNG" and sheet.width > 1000
         # Matplotlib's version and the date would change the bytes.
         assert set(sheet.info) <= {"dpi"}
+
+
+def test_a_network_without_classes_says_so_and_stops_nothing(tmp_path, monkeypatch, output, capsys):
+    root = output.parents[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("split", "backbones"):
+        shutil.copytree(root / "data" / name, tmp_path / "data" / name)
+    directory = artifacts.BACKBONES / "efficientnet_lite0"
+    networks.write_spec(networks.read_spec(directory).model_copy(update={"prediction_layer": None}), directory)
+    as_is.main(params.Params(VALUES, as_is.READS), backbone="efficientnet_lite0", log=NoLog())
+    assert "has none of ImageNet's classes" in capsys.readouterr().out
+    (file,) = (tmp_path / "results/as_is/efficientnet_lite0").iterdir()
+    assert file.name == "no_classes.txt" and "another input size than 224 x 224" in file.read_text()
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(output, monkeypatch, tmp_path) -> Path:
+    """The directory of the stage's fixture, with a params.yaml; a daisy and a broken file lie in ``photos``."""
+    root = output.parents[2]
+    monkeypatch.chdir(root)
+    (root / "params.yaml").write_text(yaml.safe_dump({**VALUES, "backbones": ["efficientnet_lite0"]}))
+    photos = root / "photos"
+    photos.mkdir(exist_ok=True)
+    shutil.copyfile(artifacts.SPLIT / "validation/flower/a.png", photos / "daisy.png")
+    (photos / "broken.png").write_bytes(b"not an image")
+    return root
+
+
+def test_the_command_prints_the_top_five_of_a_file(project, capsys):
+    assert command_line(["as-is", "photos/daisy.png"]) == 0
+    said = capsys.readouterr()
+    path, *lines = said.out.splitlines()
+    assert path == "photos/daisy.png" and len(lines) == 5
+    assert re.fullmatch(r"  daisy +\d\d\.\d%  █+", lines[0])
+    assert len({line.index("%") for line in lines}) == 1, "columns are aligned"
+    shares = [float(re.search(r"([\d.]+)%", line)[1]) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert "efficientnet_lite0, 224 x 224, on 1 images" in said.err
+
+
+def test_the_command_takes_folders_and_parts_and_a_broken_file_costs_only_itself(project, capsys):
+    assert command_line(["as-is", "photos", "validation", "--top", "1"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[::2] == ["photos/daisy.png", *(f"data/split/validation/{name}.png" for name in
+                                          ("flower/a", "flower/b", "temple/a", "temple/b"))]  # fmt: skip
+    assert "not classified: photos/broken.png" in said.err
+
+
+def test_the_command_builds_a_network_that_is_not_stored(project, capsys):
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["backbone"]["variants"] = {"lite_128": {"network": "efficientnet_lite0", "input_size": 128}}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    assert command_line(["as-is", "photos/daisy.png", "--backbone", "lite_128", "--top", "1"]) == 0
+    said = capsys.readouterr()
+    assert "daisy" in said.out and "building lite_128 with weights: imagenet" in said.err
+    assert "lite_128, 128 x 128" in said.err
+    assert not (artifacts.BACKBONES / "lite_128").exists()
+    assert command_line(["as-is", "photos/daisy.png", "--weights", "random"]) == 0
+    assert "whose weights are random: its classes mean nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["photos/daisy.png", "--backbone", "vgg61"], "unknown 'vgg61' (did you mean 'vgg16'?)"),
+    (["photos/daisy.png", "--top", "0"], "--top must be from 1 to 1000, received 0"),
+    (["nothing.png"], "nothing.png: no image found"),
+    (["photos/daisy.png", "--weights", "none.pth"], "there is no file none.pth"),
+])  # fmt: skip
+def test_the_command_refuses_in_words(project, capsys, arguments, message):
+    assert command_line(["as-is", *arguments]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_same_cells_make_the_same_bytes_whatever_the_user_configured(tmp_path):

@@ -47,17 +47,18 @@ def project(tmp_path, monkeypatch, network):
     directory = artifacts.BACKBONES / "tiny"
     networks.save(network, directory)
     spec = NetworkSpec(
-        name="tiny", input_size=8, map_layer="preprocess", feature_layer="avg_pool", feature_width=6,
-        prediction_layer="predictions", preprocess="backbone", blocks=[BlockSpec(name="all", first_layer="preprocess")], weights={},
+        name="tiny", input_size=8, feature_layer="avg_pool", feature_width=6, map_layer="preprocess",
+        preprocess="backbone", prediction_layer="predictions", weights={},
+        blocks=[BlockSpec(name="all", first_layer="preprocess")],
         cost=networks.cost_of(networks.cut(network, "avg_pool")),
     )  # fmt: skip
     networks.write_spec(spec, directory)
     return tmp_path
 
 
-def run(*, batch_size: int = 3) -> None:
+def run(*, batch_size: int = 3, layers: list[str] | None = None, pooling: str = "avg") -> None:
     compute = {"threads": 1, "batch_size": batch_size, "engine": "openvino", "precision": "float32"}
-    values = {"images": IMAGES, "compute": compute}
+    values = {"images": IMAGES, "compute": compute, "features": {"layers": layers, "pooling": pooling}}
     features.main(params.Params(values, features.READS), backbone="tiny", log=NoLog())
 
 
@@ -69,6 +70,45 @@ def test_features_of_every_part_stand_in_manifest_order(project):
         pixels = [images.load(file, size=8, params=images.ImageParams(**IMAGES)) / 255 for file in part.files]
         expected = [np.concatenate([image.mean(axis=(0, 1)), image.max(axis=(0, 1))]) for image in pixels]
         np.testing.assert_allclose(received, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("avg", 3), ("max", 3), ("flatten", 8 * 8 * 3)])
+def test_layers_are_pooled_and_concatenated_in_the_order_given(project, network, pooling, width):
+    run(layers=["brightest", "preprocess", "predictions"], pooling=pooling)
+    part = artifacts.read_part("train")
+    received = artifacts.read_features(artifacts.FEATURES / "tiny", part)
+    pixels = np.stack([images.load(file, size=8, params=images.ImageParams(**IMAGES)) for file in part.files])
+    maps = pixels / np.float32(255)
+    pooled = {"avg": maps.mean(axis=(1, 2)), "max": maps.max(axis=(1, 2)), "flatten": maps.reshape(len(maps), -1)}
+    predictions = network(pixels.astype(np.float32)).numpy()
+    expected = np.concatenate([maps.max(axis=(1, 2)), pooled[pooling], predictions], axis=1)
+    assert received.shape == (4, 3 + width + 2)
+    np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+    meta = artifacts.read_json(artifacts.FEATURES / "tiny" / "meta.json")
+    assert meta["features"] == {"layers": ["brightest", "preprocess", "predictions"], "pooling": pooling}
+    assert meta["cost"]["parameters"] == network.count_params()
+
+
+def test_other_layers_and_another_pooling_are_other_features(project):
+    digests = set()
+    for choice in ({}, {"layers": ["preprocess"]}, {"layers": ["preprocess"], "pooling": "max"}, {"layers": ["mean"]}):
+        run(**choice)
+        digests.add(artifacts.sha256_path(artifacts.FEATURES / "tiny"))
+    assert len(digests) == 4
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest(project):
+    with pytest.raises(networks.NetworkError, match=r"has no layer 'briightest'\. Nearest: brightest"):
+        run(layers=["briightest"])
+    assert not (artifacts.FEATURES / "tiny").exists()
+
+
+def test_features_of_an_ablation_say_so(project, capsys):
+    directory = artifacts.BACKBONES / "tiny"
+    networks.write_spec(networks.read_spec(directory).model_copy(update={"preprocess": "rescale"}), directory)
+    run()
+    assert artifacts.read_json(artifacts.FEATURES / "tiny" / "meta.json")["ablation"] == "fed pixels / 255"
+    assert "preparing tiny (ablation: fed pixels / 255)" in capsys.readouterr().out
 
 
 def test_the_bytes_do_not_depend_on_the_batch_size(project):
@@ -86,7 +126,8 @@ def test_what_the_features_were_made_with_is_kept_beside_them(project, network):
     assert meta == {
         "network": "tiny",
         "network_sha256": artifacts.sha256_path(artifacts.BACKBONES / "tiny"),
-        "feature_layer": "avg_pool",
+        "features": {"layers": None, "pooling": "avg"},
+        "ablation": None,
         "tensors": ["avg_pool:0:0"],
         "width": 6,
         "input_size": 8,

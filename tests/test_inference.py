@@ -128,6 +128,24 @@ def test_several_outputs_leave_as_one_row(name):
     np.testing.assert_array_equal(rows[:, 12:], pixels.max(axis=(1, 2)))
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_swish_leaves_no_outputs_of_its_own(tmp_path, outputs):
+    """TensorFlow keeps the input of every swish for its gradient, and OpenVINO takes that for an output."""
+    import keras
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, activation="swish")(inputs)
+    x = keras.layers.Activation("swish")(x)
+    ends = [keras.layers.GlobalAveragePooling2D()(x), x][:outputs]
+    network = keras.Model(inputs, ends if outputs > 1 else ends[0])
+    batch = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    found = network(batch) if outputs > 1 else [network(batch)]
+    expected = np.concatenate([end.numpy().reshape(2, -1) for end in found], axis=1)
+    for build in (lambda: network, lambda: pytest.fail("it is converted already")):
+        engine = inference.FrozenNetwork(build, compute=COMPUTE, converted=tmp_path)
+        np.testing.assert_allclose(engine.run(batch), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_abandoned_pass_leaves_the_engine_usable(engine, reference, pixels):
     passing = engine.map(pixels[start : start + 1] for start in range(16))
     np.testing.assert_array_equal(next(passing), reference[:1])

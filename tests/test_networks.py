@@ -18,6 +18,7 @@ SPEC = NetworkSpec(
     map_layer="dense_map",
     feature_layer="avg_pool",
     feature_width=4,
+    map_layer="conv",
     prediction_layer="predictions",
     preprocess="backbone",
     blocks=[BlockSpec(name="block1", first_layer="conv")],

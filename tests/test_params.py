@@ -42,7 +42,7 @@ def test_the_committed_params_are_valid(values):
         ("repeats", 2.0, r"repeats must be an integer of at least 1, received 2.0"),
         ("compare.calibration", "platt", r"compare.calibration must be 'temperature' or 'isotonic', received 'platt'"),
         ("images.square", "stretch", r"images\.square must be 'crop', 'warp' or 'pad', received 'stretch'"),
-        ("backbones", ["efficientnet_lite9"], r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite0'\?\)"),
+        ("backbones", ["efficientnet_lite9"], r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite2'\?\)"),
         ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
         ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),
         ("head.epochs", 0, r"head\.epochs must be greater than or equal to 1, received 0"),
@@ -66,6 +66,15 @@ def test_the_committed_params_are_valid(values):
         ("explain.layers", {"small_convnet": []}, r"explain\.layers\.small_convnet must be .*at least 1 item"),
         ("explain.images", 0, r"explain\.images must be greater than or equal to 1, received 0"),
         ("explain.patterns.size", 16, r"explain\.patterns\.size must be greater than or equal to 32, received 16"),
+        ("backbone.preprocess", "caffe", r"backbone\.preprocess must be 'backbone', 'rescale' or 'none', received 'caffe'"),
+        ("backbone.input_size", 31, r"backbone\.input_size must be greater than or equal to 32, received 31"),
+        ("backbone.variants", {"vgg16": {"network": "vgg16"}}, r"called otherwise than a network: 'vgg16' is one"),
+        ("backbone.variants", {"Lite": {"network": "vgg16"}}, r"variants must be named by lower-case letters"),
+        ("backbone.variants", {"lite": {"network": "vgg61"}}, r"variants\.lite\.network must be one of .*vgg16"),
+        ("backbone.variants", {"small_convnet": {"network": "vgg16"}}, r"small_convnet is a network of scratch"),
+        ("features.layers", [], r"features\.layers must .*at least 1"),
+        ("features.layers", ["fc1", "fc1"], r"features must be layers that are named once"),
+        ("features", {"layers": None, "pooling": "max"}, r"pooling: avg with layers: null"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
         ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
     ],
@@ -119,8 +128,8 @@ def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values
     values["selection"]["positive_class"] = "dog"
     schema.check_against_results(values)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=224, map_layer="b", feature_layer="a", feature_width=1,
-        prediction_layer="c", preprocess="backbone", blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, prediction_layer="c",
+        map_layer="b", preprocess="backbone", blocks=[networks.BlockSpec(name="one", first_layer="d")] * 3, weights={},
         cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, artifacts.BACKBONES / "efficientnet_lite0")
@@ -216,12 +225,24 @@ def stored_backbone(tmp_path, monkeypatch) -> networks.NetworkSpec:
     directory.mkdir(parents=True)
     networks.save(keras.Model(inputs, outputs), directory)
     spec = networks.NetworkSpec(
-        name="efficientnet_lite0", input_size=8, map_layer="block1_conv", feature_layer="avg_pool", feature_width=2,
-        prediction_layer="predictions", preprocess="backbone", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")], weights={},
+        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2,
+        map_layer="block1_conv", preprocess="backbone", weights={},
+        prediction_layer="predictions", blocks=[networks.BlockSpec(name="one", first_layer="block1_conv")],
         cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
     )  # fmt: skip
     networks.write_spec(spec, directory)
     return spec
+
+
+@pytest.mark.usefixtures("stored_backbone")
+def test_a_layer_to_take_features_from_is_looked_for_in_the_stored_network(values):
+    values["fine_tune"]["unfreeze"]["last_blocks"] = 1
+    values["features"]["layers"] = ["block1_conv", "predictions"]
+    schema.check_against_results(values)
+    values["features"]["layers"] = ["block1_conv", "block1_pool"]
+    message = r"features\.layers must be layers of efficientnet_lite0, received 'block1_pool'\. Nearest: .*block1_conv"
+    with pytest.raises(ParamsError, match=message + ".*python -m pipeline backbone efficientnet_lite0"):
+        schema.check_against_results(values)
 
 
 @pytest.mark.usefixtures("stored_backbone")

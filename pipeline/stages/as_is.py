@@ -32,28 +32,54 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     k = params.block("as_is", AsIsParams).top
     part = artifacts.read_part("validation")
     spec = networks.read_spec(artifacts.BACKBONES / backbone)
-    say(f"preparing {backbone}")
-    probabilities = _probabilities(part, backbone, spec, params)
+    out = artifacts.RESULTS / "as_is" / backbone
+    if spec.prediction_layer is None:
+        said = without_classes(spec)
+        with artifacts.whole_directory(out) as directory:
+            artifacts.write_text(directory / "no_classes.txt", f"{said}\n")
+        say(said)
+        return
+    say(f"preparing {title(spec)}")
+    probabilities = probabilities_of(
+        activations.FrozenPart.up_to(spec.prediction_layer, backbone=backbone),
+        activations.originals(part),
+        compute=params.block("compute", inference.ComputeParams),
+        image_params=params.block("images", images.ImageParams),
+    )
     top, names = imagenet.top_classes(probabilities, k=k), imagenet.class_names()
-    with artifacts.whole_directory(artifacts.RESULTS / "as_is" / backbone) as directory:
+    with artifacts.whole_directory(out) as directory:
         _write_predictions(directory / "predictions.csv", part, probabilities, top, names)
         for label in _write_classes(directory / "classes.csv", part, probabilities, top, names):
             say(label)
         _write_sheet(directory / "sheet.png", part, probabilities, top, names, spec, params)
-    say(f"look at {artifacts.RESULTS / 'as_is' / backbone / 'sheet.png'}")
+    say(f"look at {out / 'sheet.png'}")
 
 
-def _probabilities(part: artifacts.Part, backbone: str, spec: networks.NetworkSpec, params: Params) -> np.ndarray:
-    """Return ImageNet probabilities of one part, float32 (n_images, 1000), in manifest order."""
-    frozen = activations.FrozenPart.up_to(spec.prediction_layer, backbone=backbone)
-    views = activations.originals(part)
-    with activations.Activations(
-        frozen,
-        compute=params.block("compute", inference.ComputeParams),
-        image_params=params.block("images", images.ImageParams),
-    ) as rows:
+def probabilities_of(
+    frozen: activations.FrozenPart,
+    views: Sequence[activations.View],
+    *,
+    compute: inference.ComputeParams,
+    image_params: images.ImageParams,
+) -> np.ndarray:
+    """Return ImageNet probabilities of images, float32 (n_images, 1000), by a network up to its classes."""
+    with activations.Activations(frozen, compute=compute, image_params=image_params) as rows:
         rows.keep(views, label="ImageNet classes")
         return rows.rows(views)
+
+
+def title(spec: networks.NetworkSpec) -> str:
+    """Return the network's name, and what there is to know before one looks at its classes."""
+    drawn = ", whose weights are random: its classes mean nothing" if spec.weights.get("source") == "random" else ""
+    return artifacts.marked(spec.name, artifacts.ablation(spec.preprocess)) + drawn
+
+
+def without_classes(spec: networks.NetworkSpec) -> str:
+    """Return in words that a network has no classes to show, and why."""
+    return (
+        f"{spec.name} has none of ImageNet's classes: its file of weights has none, or they belong to another input "
+        f"size than {spec.input_size} x {spec.input_size} (backbone.input_size: null is the network's own)"
+    )
 
 
 def _write_predictions(
@@ -120,7 +146,7 @@ def _write_sheet(
         ]
     picture_sheet.draw(
         sections,
-        title=f"What {spec.name} sees, as it is",
+        title=f"What {artifacts.marked(spec.name, artifacts.ablation(spec.preprocess))} sees, as it is",
         subtitle=f"Its {top.shape[1]} most probable ImageNet classes on validation images, at equal distances "
         "in the manifest",
         path=path,

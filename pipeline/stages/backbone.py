@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from pipeline import activations, artifacts, feature_store, inference, networks
-from pipeline.backbones.table import BACKBONES, BackboneParams
+from pipeline.backbones import choice
 from pipeline.params import Params
 from pipeline.progress import Log, say
 
@@ -15,21 +15,26 @@ OUTPUTS = ("data/backbones/{backbone}",)
 
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
-    block = params.block("backbone", BackboneParams)
-    say(f"building {backbone} with weights: {block.weights}")
+    block = params.block("backbone", choice.BackboneParams)
+    chosen = choice.resolve(backbone, block)
+    name = artifacts.marked(backbone, artifacts.ablation(chosen.preprocess))
+    of = "" if chosen.network == backbone else f", a variant of {chosen.network},"
+    say(f"building {name}{of} with weights: {chosen.weights}")
     networks.start_tensorflow()
-    model, spec = BACKBONES[backbone].build(weights=block.weights, seed=params.value("seed"))
+    model, spec = choice.build(backbone, block, seed=params.value("seed"))
     with artifacts.whole_directory(artifacts.BACKBONES / backbone) as directory:
         networks.save(model, directory)
         networks.write_spec(spec, directory)
     if inference.chosen_engine(params.value("compute.engine")) == "openvino":
         # TensorFlow, which the conversion needs, runs here anyway; the next stages then start without it.
-        for layer in (spec.feature_layer, spec.prediction_layer):
+        for layer in filter(None, (spec.feature_layer, spec.prediction_layer)):
             part = activations.FrozenPart.up_to(layer, backbone=backbone)
             cut = functools.partial(networks.cut, model, layer)
             inference.convert(cut, part.converted(feature_store.from_environment()))
     parameters, multiply_adds = networks.count_parameters(model), networks.multiply_adds(model)
     say(
-        f"{backbone}: {parameters:,} parameters in {len(spec.blocks)} blocks, "
+        f"{name}: {parameters:,} parameters in {len(spec.blocks)} blocks, "
         f"{multiply_adds / 1e6:,.0f} million multiply-adds an image of {spec.input_size} x {spec.input_size}"
     )
+    if spec.prediction_layer is None:
+        say(f"{backbone} comes without ImageNet's classes: its file has none, or they are of another input size")

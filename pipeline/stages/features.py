@@ -9,7 +9,7 @@ from pipeline import activations, artifacts, images, inference, networks
 from pipeline.params import Params
 from pipeline.progress import Log, say
 
-READS = ("images", "compute")
+READS = ("images", "compute", "features")
 INPUTS = (
     str(artifacts.MANIFEST),
     *(str(artifacts.SPLIT / part) for part in artifacts.PARTS),
@@ -21,9 +21,11 @@ OUTPUTS = ("data/features/{backbone}",)
 def main(params: Params, *, backbone: str, log: Log) -> None:
     compute = params.block("compute", inference.ComputeParams)
     image_params = params.block("images", images.ImageParams)
+    chosen = params.block("features", activations.FeatureParams)
     spec = networks.read_spec(artifacts.BACKBONES / backbone)
-    say(f"preparing {backbone} for {compute.threads} threads")
-    frozen = activations.FrozenPart.up_to(spec.feature_layer, backbone=backbone)
+    ablation = artifacts.ablation(spec.preprocess)
+    say(f"preparing {artifacts.marked(backbone, ablation)} for {compute.threads} threads")
+    frozen = activations.FrozenPart.of_features(chosen, backbone=backbone)
     with (
         activations.Activations(frozen, compute=compute, image_params=image_params) as rows,
         artifacts.whole_directory(artifacts.FEATURES / backbone) as directory,
@@ -31,8 +33,10 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
         say(f"{rows.identity['engine']}, {compute.precision}")
         for name in artifacts.PARTS:
             _write(artifacts.read_part(name), rows, directory)
-        meta = rows.identity | {"network": backbone, "feature_layer": spec.feature_layer, "width": rows.width,
-                                "cost": spec.cost.model_dump()}  # fmt: skip
+        # What the network costs up to other layers than its own is for TensorFlow to count.
+        cost = spec.cost if chosen.layers is None else networks.cost_of(frozen.build())
+        meta = rows.identity | {"network": backbone, "features": chosen.model_dump(), "width": rows.width,
+                                "cost": cost.model_dump(), "ablation": ablation}  # fmt: skip
         artifacts.write_json(directory / "meta.json", meta)
 
 

@@ -49,6 +49,9 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
     module = family.find(classifier)
     features = artifacts.FEATURES / backbone
     inputs = _digests(features)
+    meta = artifacts.read_json(features / "meta.json")
+    if meta.get("ablation"):
+        say(f"ablation: the features are those of {backbone} {meta['ablation']}")
     code = provenance.code_digest([__name__, module.__name__])
     key = [_fitted(params, classifier), inputs, code, provenance.environment()]
     cache = CACHE / f"{backbone}-{classifier}" / provenance.digest(key)
@@ -75,9 +78,10 @@ def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
             inputs=inputs,
             candidates=candidates,
             selected=selected,
-            cost=_cost(model, model_files, artifacts.read_json(features / "meta.json")["cost"]),
+            cost=_cost(model, model_files, meta["cost"]),
             repeats=[repeat.about for repeat in repeats],
             draws=draws,
+            ablation=meta.get("ablation"),
         )
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(directory / "predictions.npz", predictions)

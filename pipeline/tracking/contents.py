@@ -201,7 +201,8 @@ def description(method: Method, selected_by: str) -> str:
         if name == selected_by
     ]
     title = "**Champion.** " if method.champion else ""
-    return f"{title}`{record.method}` on `{record.network}`: {chosen.name}{of_many}; {', '.join(results)}."
+    name = artifacts.marked(f"`{record.method}` on `{record.network}`", record.ablation)
+    return f"{title}{name}: {chosen.name}{of_many}; {', '.join(results)}."
 
 
 def series_name(name: str) -> str:

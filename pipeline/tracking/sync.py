@@ -169,7 +169,8 @@ class _Sync:
         """Return the tags that another comparison of the same record may change."""
         parts = {f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts}
         note = contents.description(method, self.comparison.selected_by)
-        return {"champion": text(method.champion), contents.NOTE: note, **parts}
+        ablation = {"ablation": method.record.ablation} if method.record.ablation else {}
+        return {"champion": text(method.champion), contents.NOTE: note, **ablation, **parts}
 
     def complete_method(self, method: Method, run: Run) -> None:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))

@@ -20,14 +20,14 @@ class HeadParams(FitParams):
     ``output``: softmax, a unit a class | sigmoid, one unit, for two classes.
     """
 
-    pooling: Literal["avg", "max", "flatten"]
+    pooling: networks.Pooling
     hidden_units: list[Positive]
     activation: Literal["relu", "elu", "gelu", "selu", "silu", "tanh"]
     dropout: Share
     output: Literal["softmax", "sigmoid"]
 
 
-def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: Literal["avg", "max", "flatten"]) -> keras.Model:
+def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: networks.Pooling) -> keras.Model:
     """Return the part of a stored network up to its last feature map, pooled: pixels -> float32 (batch, width).
 
     Where the network averages that map itself, its own layer does so here: what the feature store knows of it is known
@@ -40,13 +40,7 @@ def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: Literal["a
     averages = isinstance(own, keras.layers.GlobalAveragePooling2D) and not own.keepdims
     if pooling == "avg" and averages and own.input is feature_map.output:
         return networks.cut(network, spec.feature_layer)
-    name = f"{spec.map_layer}_{pooling}"
-    layer = {
-        "avg": keras.layers.GlobalAveragePooling2D,
-        "max": keras.layers.GlobalMaxPooling2D,
-        "flatten": keras.layers.Flatten,
-    }[pooling](name=name)
-    return keras.Model(network.input, layer(feature_map.output), name=f"{network.name}_to_{name}")
+    return networks.pooled(network, [spec.map_layer], pooling=pooling)
 
 
 def add_head(trunk: keras.Model, *, n_classes: int, params: HeadParams) -> keras.Model:

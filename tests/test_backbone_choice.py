@@ -1,0 +1,141 @@
+"""Facts of `backbone` in params.yaml: what a name stands for, how a network is described, how an ablation is marked."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from pipeline import artifacts, leaderboard, leaderboard_tables, networks, params, schema
+from pipeline.__main__ import main as command_line
+from pipeline.backbones import choice
+from pipeline.backbones.choice import BackboneParams, Choice
+from pipeline.params import ParamsError
+from pipeline.progress import NoLog
+from pipeline.stages import backbone as stage
+
+BLOCK = {"weights": "imagenet", "input_size": 128, "preprocess": "backbone", "variants": {
+    "own_size": {"network": "efficientnet_lite0", "input_size": None},
+    "wrongly_fed": {"network": "efficientnet_lite0", "preprocess": "rescale", "weights": "random"},
+}}  # fmt: skip
+
+
+def block(**changes) -> BackboneParams:
+    return params.parse(BLOCK | changes, BackboneParams, where="backbone")
+
+
+def test_a_variant_says_what_differs_and_the_rest_is_as_in_the_block():
+    assert choice.resolve("vgg16", block()) == Choice("vgg16", "imagenet", 128, "backbone")
+    assert choice.resolve("own_size", block()) == Choice("efficientnet_lite0", "imagenet", None, "backbone")
+    assert choice.resolve("wrongly_fed", block()) == Choice("efficientnet_lite0", "random", 128, "rescale")
+    with pytest.raises(ParamsError, match=r"unknown 'own_sise' \(did you mean 'own_size'\?\)"):
+        choice.resolve("own_sise", block())
+
+
+@pytest.mark.parametrize(("names", "changes", "message"), [
+    (["vgg16", "inception_v3"], {"input_size": 64}, r"backbone\.input_size must be at least 75 for inception_v3, re"),
+    (["small"], {"variants": {"small": {"network": "xception", "input_size": 64}}},
+     r"backbone\.variants\.small\.input_size must be at least 71 for xception"),
+    (["convnext_tiny"], {"preprocess": "none"}, r"backbone\.preprocess none is no ablation of convnext_tiny"),
+    (["vgg16", "vgg19"], {"weights": "mine.h5"}, r"mine\.h5 cannot be of vgg16 and of vgg19"),
+])  # fmt: skip
+def test_what_a_network_cannot_be_is_refused_before_it_is_built(names, changes, message):
+    choice.check(["vgg16", "own_size"], block())
+    with pytest.raises(ParamsError, match=message):
+        choice.check(names, block(**changes))
+
+
+def test_lists_of_networks_name_variants(values):
+    values = copy.deepcopy(values)
+    values["backbone"] = copy.deepcopy(BLOCK)
+    values["backbones"] = ["efficientnet_lite0", "own_size"]
+    values["head"]["backbones"] = ["own_size"]
+    values["fine_tune"]["backbones"] = ["own_size"]
+    schema.check(values)
+    assert "own_size-head" in [run.name for run in params.declared_runs(values)]
+    values["backbones"] = ["own_sise"]
+    with pytest.raises(ParamsError, match="did you mean 'own_size'"):
+        schema.check(values)
+
+
+# --- the stage and the description ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"backbone": BLOCK}))
+    return tmp_path
+
+
+def test_a_variant_is_stored_under_its_own_name_and_marked_as_an_ablation(project, capsys):
+    values = {"seed": 0, "backbone": BLOCK, "compute": {"engine": "openvino"}}
+    stage.main(params.Params(values, stage.READS), backbone="wrongly_fed", log=NoLog())
+    spec = networks.read_spec(artifacts.BACKBONES / "wrongly_fed")
+    assert (spec.name, spec.network, spec.input_size) == ("wrongly_fed", "efficientnet_lite0", 128)
+    assert (spec.preprocess, artifacts.ablation(spec.preprocess)) == ("rescale", "fed pixels / 255")
+    model = networks.load(artifacts.BACKBONES / "wrongly_fed")
+    assert model.input_shape == (None, 128, 128, 3)
+    assert model.get_layer("preprocess").scale == 1 / 255
+    said = capsys.readouterr().out
+    assert "building wrongly_fed (ablation: fed pixels / 255), a variant of efficientnet_lite0, with weights" in said
+
+
+def test_a_network_is_described_without_weights(project, capsys, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(project / "keras"))
+    assert command_line(["backbone", "mobilenet"]) == 0
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.splitlines()]
+    assert "128 x 128 (its own: 224, at least 32)" in said and "x / 127.5 - 1: -1 to 1; its first layer" in said
+    assert "avg_pool, 1,024" in said and "conv_pw_13_relu, 4 x 4 x 1,024" in said
+    assert ["conv_13", "conv_dw_13"] in lines
+    assert ["conv_preds", "Conv2D", "1", "x", "1", "x", "1,000", "1,025,000"] in lines
+    layers = [line[0] for line in lines[lines.index(["layer", "kind", "output", "parameters"]) + 1 :]]
+    assert layers[0] == "pixels" and layers[-1] == "predictions"
+    assert not (project / "keras").exists() and not artifacts.BACKBONES.exists()
+
+
+def test_a_variant_is_described_as_what_it_is(project, capsys):
+    assert command_line(["backbone", "wrongly_fed"]) == 0
+    said = capsys.readouterr().out
+    assert "a variant of efficientnet_lite0" in said
+    assert "ABLATION, fed pixels / 255. Its own would be (x - 127) / 128" in said
+
+
+def test_without_a_name_all_networks_are_listed(project, capsys):
+    assert command_line(["backbone"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["inception_v3"][1:4] == ["299", "75", "2,048"]
+    assert len(rows) == 44
+
+
+def test_describing_and_building_are_not_confused(project, capsys):
+    with pytest.raises(SystemExit):
+        command_line(["backbone", "mobilenet", "--backbone", "mobilenet"])
+    assert "exclude each other" in capsys.readouterr().err
+    assert command_line(["backbone", "mobilnet"]) == 1
+    assert "unknown 'mobilnet' (did you mean 'mobilenet'?)" in capsys.readouterr().err
+
+
+# --- ablations are marked ------------------------------------------------------------------------------------------
+
+
+def test_an_ablation_is_marked_in_every_table(root):
+    entries = artifacts.read_json(root / artifacts.LEADERBOARD)
+    plain = [one | {"ablation": None} for one in entries]
+    marked = [one | {"ablation": "fed pixels / 255" if one["rank"] < 3 else None} for one in entries]
+    mark = "(ablation: fed pixels / 255)"
+    tables = (
+        lambda given: leaderboard_tables.text(given),
+        lambda given: leaderboard_tables.short_markdown(given, confidence=0.95),
+        lambda given: leaderboard_tables.markdown(
+            given, sizes=dict.fromkeys(artifacts.PARTS, 1), confidence=0.95, samples=9
+        ),
+    )
+    for table in tables:
+        assert mark not in table(plain) and table(marked).count(mark) >= 2
+    columns, rows = leaderboard.csv_table(marked)
+    assert "ablation" in columns
+    assert [row["ablation"] for row in rows[:3]] == ["fed pixels / 255", "fed pixels / 255", None]
