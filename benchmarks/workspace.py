@@ -42,7 +42,7 @@ class Workspace:
 
     def override(self, overrides: Mapping[str, Any]) -> None:
         """Replace values of params.yaml at dotted keys."""
-        demo.override_params(self.directory / params.PARAMS_FILE, overrides)
+        params.override(self.directory / params.PARAMS_FILE, overrides)
 
     def value(self, key: str) -> Any:
         """Return the value of params.yaml at a dotted key."""

@@ -72,7 +72,7 @@ def clone(root: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(overrides: Mapping[str, Any] | None = None, leave_out: tuple[str, ...] = ()) -> Path:
         destination = tmp_path / "clone"
         demo.copy_project(root, destination, leave_out=leave_out)
-        demo.override_params(destination / params.PARAMS_FILE, overrides or {})
+        params.override(destination / params.PARAMS_FILE, overrides or {})
         demo.commit(destination, "Clone")
         return destination
 

@@ -53,7 +53,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 def prepare(root: Path, destination: Path) -> None:
     demo.copy_project(root, destination, leave_out=demo.RESULTS)
-    demo.override_params(destination / "params.yaml", TINY)
+    params.override(destination / "params.yaml", TINY)
     demo.commit(destination, "Tiny")
 
 
@@ -110,7 +110,7 @@ def test_touching_one_grid_re_runs_that_family_and_what_depends_on_it(finished):
     path = finished / "params.yaml"
     before = path.read_bytes()
     try:
-        demo.override_params(path, {"classifiers.rbf_svm.grid.C": [2.0]})
+        params.override(path, {"classifiers.rbf_svm.grid.C": [2.0]})
         would_run = [
             line.split("'")[1] for line in run(finished, "dvc", "repro", "--dry").splitlines() if "Running" in line
         ]
@@ -232,7 +232,7 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
     path = finished / "params.yaml"
     before, lock = path.read_bytes(), (finished / "dvc.lock").read_bytes()
     try:
-        demo.override_params(path, {"split.validation": 0.8})
+        params.override(path, {"split.validation": 0.8})
         output = run(finished, "dvc", "repro", check=False)
     finally:
         path.write_bytes(before)

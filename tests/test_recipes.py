@@ -67,7 +67,7 @@ def test_a_recipe_changes_params_and_what_comes_out_can_be_run(name, values):
     changes = recipes.replacements(RECIPES[name], values)
     if name not in ("square-crop", "what-the-network-sees"):  # what params.yaml does by default
         assert changes
-    changed = command.replaced(values, changes)
+    changed = params.replaced(values, changes)
     schema.check(changed)
     assert params.declared_runs(changed)
 
@@ -77,7 +77,7 @@ def test_what_a_recipe_does_not_list_is_switched_off(name, values):
     recipe = RECIPES[name]
     flat = {f"{block}.{key}" if isinstance(content, dict) and block != "classifiers" else block
             for block, content in recipe.values.items() for key in (content if isinstance(content, dict) else [""])}  # fmt: skip
-    changed = command.replaced(values, recipes.replacements(recipe, values))
+    changed = params.replaced(values, recipes.replacements(recipe, values))
     listed = recipes.LISTS.keys() & flat
     for key in recipes.LISTS:
         if not listed:
@@ -87,14 +87,14 @@ def test_what_a_recipe_does_not_list_is_switched_off(name, values):
 
 
 def test_a_key_that_a_recipe_names_is_replaced_whole(values):
-    changed = command.replaced(values, recipes.replacements(RECIPES["fine-tune-last-2-layers"], values))
+    changed = params.replaced(values, recipes.replacements(RECIPES["fine-tune-last-2-layers"], values))
     assert changed["fine_tune"]["unfreeze"] == {"from_layer": None, "last_layers": 2, "last_blocks": None}
     assert changed["fine_tune"]["epochs"] == values["fine_tune"]["epochs"]
     assert values["fine_tune"]["unfreeze"]["last_layers"] is None
 
 
 def test_families_in_a_list_keep_their_grids(values):
-    changed = command.replaced(values, recipes.replacements(RECIPES["vgg16-fc2"], values))
+    changed = params.replaced(values, recipes.replacements(RECIPES["vgg16-fc2"], values))
     assert list(changed["classifiers"]) == RECIPES["vgg16-fc2"].values["classifiers"]
     assert changed["classifiers"]["rbf_svm"] == values["classifiers"]["rbf_svm"]
 

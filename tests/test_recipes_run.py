@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from pipeline import artifacts, params, provenance, recipes, schema
-from pipeline.commands import recipe as command
 from pipeline.progress import NoLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,7 +26,7 @@ IMAGES = 64
 
 def shortened(recipe: recipes.Recipe, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return params.yaml with the recipe, for few images and little training; what the recipe is about stays."""
-    values = command.replaced(values, recipes.replacements(recipe, values))
+    values = params.replaced(values, recipes.replacements(recipe, values))
     if values["dataset"]["source"] == "elpv":
         values["dataset"]["limit"] = IMAGES
     else:

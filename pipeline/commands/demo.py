@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fresh and destination.exists():
         shutil.rmtree(destination)
     copy_project(root, destination, leave_out=RESULTS)
-    override_params(destination / params.PARAMS_FILE, OVERRIDES)
+    params.override(destination / params.PARAMS_FILE, OVERRIDES)
     commit(destination, "Demo")
     say(f"The pipeline on {OVERRIDES['dataset.limit']} images in {DESTINATION}; at most 5 minutes on 2 cores")
     # What frozen networks make of an image is the same here and there.
@@ -87,23 +86,6 @@ def copy_project(source: Path, destination: Path, *, leave_out: tuple[str, ...] 
             target = destination / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / path, target, follow_symlinks=False)
-
-
-def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    """Replace values of a params file at dotted keys, keeping its comments. Raises ParamsError for an unknown key."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    values = yaml.load(path.read_text(encoding="utf-8"))
-    for key, value in overrides.items():
-        parent, _, name = key.rpartition(".")
-        block = params.lookup(values, parent) if parent else values
-        if name not in block:
-            raise params.ParamsError(params.unknown_key(name, block, where=parent))
-        block[name] = value
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        yaml.dump(values, file)
 
 
 def commit(directory: Path, message: str) -> None:

@@ -6,14 +6,12 @@ Without a name: list the recipes.
 from __future__ import annotations
 
 import argparse
-import copy
 import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline import params, recipes, schema
-from pipeline.commands import demo
 from pipeline.progress import say
 
 # A value that takes more than this of a line is shortened: `git diff` shows it whole.
@@ -43,29 +41,17 @@ def main(arguments: argparse.Namespace) -> int:
     values = params.load()
     changes = recipes.replacements(recipe, values)
     # Before anything is written: what the recipe asks for may not fit what else params.yaml says.
-    schema.check(replaced(values, changes))
+    schema.check(params.replaced(values, changes))
     say(f"{recipe.name}: {recipe.title}")
     for key, value in changes.items():
         say(f"  {key}: {_shown(params.lookup(values, key))} -> {_shown(value)}")
     if not changes:
         say("  params.yaml says so already")
     elif not arguments.dry_run:
-        demo.override_params(params.PARAMS_FILE, changes)
+        params.override(params.PARAMS_FILE, changes)
         say("params.yaml is written; `git diff params.yaml` shows it, `git checkout params.yaml` takes it back.")
     say("Next: make repro")
     return 0
-
-
-def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the contents of params.yaml with the values at dotted keys replaced."""
-    result = copy.deepcopy(dict(values))
-    for key, value in changes.items():
-        parent, _, name = key.rpartition(".")
-        block = params.lookup(result, parent) if parent else result
-        if name not in block:
-            raise params.ParamsError(params.unknown_key(name, block, where=parent))
-        block[name] = value
-    return result
 
 
 def _shown(value: Any) -> str:
