@@ -75,9 +75,9 @@ def test_prune_leaves_a_persons_notes_and_what_a_stage_is_writing(project):
     assert (project / "data/features/.kept.abc").exists()
 
 
-def test_prune_with_a_mistyped_name_is_refused_and_removes_nothing(project, capsys):
+def test_prune_with_a_mistyped_name_is_refused_and_removes_nothing(project, values, capsys):
     """The whole command line: params.yaml is checked before anything is removed."""
-    (project / "params.yaml").write_text(yaml.safe_dump({**VALUES, "backbones": ["kepd"]}), encoding="utf-8")
+    (project / "params.yaml").write_text(yaml.safe_dump({**values, "backbones": ["kepd"]}), encoding="utf-8")
     assert command_line.main(["prune"]) == 1
     assert "unknown 'kepd'" in capsys.readouterr().err
     assert all((project / name).exists() for name in (*DECLARED, *STRAYS))

@@ -15,7 +15,6 @@ from pipeline.networks import BlockSpec, NetworkError, NetworkSpec
 SPEC = NetworkSpec(
     name="tiny",
     input_size=8,
-    map_layer="dense_map",
     feature_layer="avg_pool",
     feature_width=4,
     map_layer="conv",

@@ -97,7 +97,7 @@ def test_a_layer_to_show_is_looked_up_in_the_network_once_it_is_built(values, tm
     monkeypatch.chdir(tmp_path)
     values["explain"]["layers"] = {"efficientnet_lite0": ["stem_conv", "top_cnv"]}
     schema.check_against_results(values)
-    layers = [{"config": {"name": name}} for name in ("pixels", "stem_conv", "top_conv")]
+    layers = [{"name": name, "module": "keras.layers"} for name in ("pixels", "stem_conv", "top_conv")]
     artifacts.write_json(
         artifacts.BACKBONES / "efficientnet_lite0" / networks.ARCHITECTURE, {"config": {"layers": layers}}
     )

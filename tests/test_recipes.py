@@ -155,7 +155,7 @@ def test_a_dry_run_changes_nothing(project):
 
 def test_a_recipe_that_does_not_fit_params_changes_nothing(project):
     page = project / recipes.PAGE
-    page.write_text("## wrong: Wrong\n\n```yaml\nbackbones: [vgg17]\n```\n", encoding="utf-8")
+    page.write_text("## wrong: Wrong\n\n```yaml\nbackbones: [vgg_16]\n```\n", encoding="utf-8")
     before = (project / "params.yaml").read_bytes()
     with pytest.raises(params.ParamsError, match="did you mean 'vgg16'"):
         apply("wrong")
