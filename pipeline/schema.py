@@ -28,6 +28,7 @@ from pipeline import (
     statistics,
 )
 from pipeline.backbones import choice as backbones
+from pipeline.backbones.table import BACKBONES
 from pipeline.classifiers import table as classifiers
 from pipeline.stages import as_is, scratch
 from pipeline.training import heads, unfreezing
@@ -86,6 +87,7 @@ def check(values: Mapping[str, Any]) -> None:
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
     attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
     attempt(lambda: _check_count("repeats", params.lookup(values, "repeats"), at_least=1))
+    attempt(lambda: _names("backbones", params.lookup(values, "backbones"), _networks(values)))
     for key, model in BLOCKS.items():
         attempt(lambda key=key, model=model: params.parse(params.lookup(values, key), model, where=key))
     attempt(lambda: _check_classifiers(params.lookup(values, "classifiers")))
@@ -222,7 +224,6 @@ def _check_classifiers(families: Any) -> None:
 
 def _check_together(values: Mapping[str, Any]) -> None:
     block = params.parse(values["backbone"], backbones.BackboneParams, where="backbone")
-    _names("backbones", params.lookup(values, "backbones"), backbones.known(block))
     if clash := sorted(set(block.variants) & set(convnets.CONVNETS)):
         raise params.ParamsError(f"params.yaml: backbone.variants: {clash[0]} is a network of scratch.networks")
     backbones.check(values["backbones"], block)
@@ -241,6 +242,13 @@ def _check_together(values: Mapping[str, Any]) -> None:
     _names("explain.layers", list(values["explain"]["layers"]), {run.network for run in trained})
     if not params.declared_runs(values):
         raise params.ParamsError("params.yaml declares no run: list a backbone with a classifier, a head or a network")
+
+
+def _networks(values: Mapping[str, Any]) -> list[str]:
+    """Return the networks that there are and those that ``backbone.variants`` adds, whatever else is wrong with it."""
+    block = values.get("backbone")
+    variants = block.get("variants") if isinstance(block, Mapping) else None
+    return [*BACKBONES, *(variants if isinstance(variants, Mapping) else ())]
 
 
 def _names(key: str, names: Any, allowed: Any) -> None:

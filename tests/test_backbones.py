@@ -14,7 +14,7 @@ from pipeline.backbones.efficientnet_lite import LITE0
 from pipeline.backbones.table import BACKBONES
 from pipeline.backbones.weights import WeightsError
 
-DAISY, PALACE, MILITARY_UNIFORM = 985, 698, 652
+DAISY, HONEYCOMB, PALACE, MILITARY_UNIFORM, SUIT = 985, 599, 698, 652, 834
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,18 @@ def lite0():
 
 @pytest.fixture(scope="module")
 def photographs() -> np.ndarray:
-    """A daisy, a Chinese temple and a naval officer, the middle square of each, float32 (3, 224, 224, 3)."""
+    """A flower, a Chinese temple and a naval officer, the middle square of each, float32 (3, 224, 224, 3)."""
+    return photographs_of(224)
+
+
+def photographs_of(size: int) -> np.ndarray:
     from matplotlib import cbook
     from sklearn.datasets import load_sample_image
 
     images = [Image.fromarray(load_sample_image(name)) for name in ("flower.jpg", "china.jpg")]
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         images.append(Image.open(file).convert("RGB"))
-    return np.stack([middle(image, size=224) for image in images]).astype(np.float32)
+    return np.stack([middle(image, size=size) for image in images]).astype(np.float32)
 
 
 def middle(image: Image.Image, *, size: int) -> np.ndarray:
@@ -46,11 +50,30 @@ def test_known_photographs_get_their_imagenet_class(lite0, photographs):
     assert probabilities.argmax(axis=1).tolist() == [DAISY, PALACE, MILITARY_UNIFORM]
 
 
-def test_activations_have_the_statistics_the_network_was_trained_with(lite0, photographs):
+# What each sees in the three photographs. The flower is a dahlia, which ImageNet has no class for.
+SEEN = {"efficientnet_lite1": [DAISY, PALACE, MILITARY_UNIFORM], "efficientnet_lite2": [HONEYCOMB, PALACE, SUIT]}
+
+
+@pytest.fixture(scope="module", params=["efficientnet_lite0", *SEEN])
+def lite(request):
+    """One of the three with its real weights, and the photographs in its size."""
+    row = BACKBONES[request.param]
+    return row.build(weights="imagenet", seed=0)[0], photographs_of(row.input_size)
+
+
+def test_larger_variants_see_the_same_in_photographs(lite):
+    model, photographs = lite
+    if model.name in SEEN:
+        probabilities = model(photographs, training=False).numpy()
+        assert probabilities.argmax(axis=1).tolist() == SEEN[model.name]
+        assert MILITARY_UNIFORM in np.argsort(-probabilities[2])[:2]
+
+
+def test_activations_have_the_statistics_the_network_was_trained_with(lite):
     """Scaled to 0..255 / 255 instead, they are at least twice as far from what batch normalization remembers."""
     import keras
 
-    model, _ = lite0
+    model, photographs = lite
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     upto_norms = keras.Model(model.input, [layer.input for layer in norms])
 
@@ -60,6 +83,8 @@ def test_activations_have_the_statistics_the_network_was_trained_with(lite0, pho
         ratios = [np.median(seen / known) for seen, known in zip(deviations, trained, strict=True)]
         return float(np.median(np.abs(np.log(ratios))))
 
+    # The file is the network's: what batch normalization gets is, by channel, as wide as it remembers.
+    assert distance(photographs) < 0.1
     arrives_as_0_to_1 = 127 + 128 * photographs / 255
     assert distance(photographs) < distance(arrives_as_0_to_1) / 2
 

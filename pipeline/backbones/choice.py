@@ -76,14 +76,9 @@ def resolve(name: str, block: BackboneParams) -> Choice:
     if name in BACKBONES:
         return Choice(name, **common)
     if name not in block.variants:
-        raise ParamsError(unknown_key(name, known(block), where="backbones").replace("key ", ""))
+        raise ParamsError(unknown_key(name, [*BACKBONES, *block.variants], where="backbones").replace("key ", ""))
     differs = block.variants[name].model_dump(exclude_unset=True)
     return Choice(**common | differs)
-
-
-def known(block: BackboneParams) -> list[str]:
-    """Return every name that a list of networks may hold."""
-    return [*BACKBONES, *block.variants]
 
 
 def check(names: Sequence[str], block: BackboneParams) -> None:
