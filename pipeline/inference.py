@@ -10,6 +10,8 @@ where another one ended takes such rows.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import math
 import os
@@ -20,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
@@ -245,6 +248,7 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
         path.parent.mkdir()
         network = build()
         announce(f"converting {network.name} for OpenVINO")
+        _import_export()
         network.export(str(path), format="openvino", verbose=False)
         # Read from bytes: a model read from a path maps the file, which is about to go.
         model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
@@ -280,6 +284,13 @@ def _parent(kept: Path | None) -> Path | None:
 
 def _converter_version() -> str:
     return provenance.digest({name: metadata.version(name) for name in ("openvino", "keras")})[:16]
+
+
+def _import_export() -> None:
+    """Import what Keras exports with, without the signal processing that it imports for Fourier transforms."""
+    stand_in = {"scipy.signal": ModuleType("scipy.signal")}
+    with contextlib.suppress(ImportError), networks.in_place_of(stand_in):
+        importlib.import_module("keras.src.backend.openvino.core")
 
 
 def _import_openvino():

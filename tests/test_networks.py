@@ -80,6 +80,22 @@ COUNTED = {
 }
 
 
+def test_nothing_is_imported_for_functions_of_keras_that_are_never_called(root, tmp_path, environment):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pipeline import inference, networks\n"
+        "networks.start_tensorflow()\n"
+        "import keras\n"
+        "inputs = keras.Input((4,))\n"
+        "inference.convert(lambda: keras.Model(inputs, keras.layers.Dense(2)(inputs)), Path(sys.argv[1]))\n"
+        "assert not {*networks.UNCALLED, 'scipy.signal'} & set(sys.modules)\n"
+        "import matplotlib, pandas, scipy.signal, sklearn\n"
+        "assert scipy.signal.get_window\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, env=environment)
+
+
 def test_a_network_is_the_same_bytes_in_every_process(root, tmp_path, environment):
     for name, layers_before in (("first", "0"), ("second", "3")):
         (tmp_path / name).mkdir()

@@ -219,8 +219,8 @@ def count_arrays(path: Path) -> int:
             found = []
 
             def visit(name: str, item: object) -> None:
-                extra = {"top_level_model_weights", "optimizer_weights", "seed_generator"} & set(name.split("/"))
-                if isinstance(item, h5py.Dataset) and not extra:
+                extra = ("top_level_model_weights", "optimizer_weights", "seed_generator")
+                if isinstance(item, h5py.Dataset) and not any(part in name for part in extra):
                     found.append(name)
 
             root.visititems(visit)
