@@ -250,7 +250,6 @@ def test_a_methods_run_shows_its_selected_candidate(shown: tracking.Comparison) 
     assert "Champion" in run.data.tags[contents.NOTE]
 
 
-@pytest.mark.usefixtures("shown")
 def test_nested_parameters_have_dotted_names_and_those_that_are_off_are_null() -> None:
     block = {"head.optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": False}, "head.early_stopping": None}
     assert contents.flatten(block) == {
@@ -259,6 +258,7 @@ def test_nested_parameters_have_dotted_names_and_those_that_are_off_are_null() -
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("shown")
 def test_epochs_are_steps_and_start_at_one() -> None:
     history = client().get_metric_history(the_method("head · lite0").info.run_id, "val_loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.8), (2, 0.6), (3, 0.61)]
