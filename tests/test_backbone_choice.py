@@ -9,7 +9,7 @@ import yaml
 
 from pipeline import artifacts, leaderboard, leaderboard_tables, networks, params, schema
 from pipeline.__main__ import main as command_line
-from pipeline.backbones import choice
+from pipeline.backbones import choice, keras_applications, scaling, table
 from pipeline.backbones.choice import BackboneParams, Choice
 from pipeline.params import ParamsError
 from pipeline.progress import NoLog
@@ -52,6 +52,7 @@ def test_lists_of_networks_name_variants(values):
     values["backbones"] = ["efficientnet_lite0", "own_size"]
     values["head"]["backbones"] = ["own_size"]
     values["fine_tune"]["backbones"] = ["own_size"]
+    values["explain"]["runs"] = ["own_size-head"]
     schema.check(values)
     assert "own_size-head" in [run.name for run in params.declared_runs(values)]
     values["backbones"] = ["own_sise"]
@@ -102,6 +103,30 @@ def test_a_variant_is_described_as_what_it_is(project, capsys):
     said = capsys.readouterr().out
     assert "a variant of efficientnet_lite0" in said
     assert "ABLATION, fed pixels / 255. Its own would be (x - 127) / 128" in said
+
+
+def test_a_network_is_added_by_one_entry(project, values, capsys, monkeypatch):
+    entry = keras_applications.Application(
+        name="quarter_mobilenet",
+        constructor="MobileNet",
+        module="mobilenet",
+        input_size=64,
+        feature_width=1024,
+        scaling=scaling.SIGNED,
+        blocks=keras_applications.Blocks(r"conv_(?:dw|pw)_(\d+).*"),
+        imagenet=table.BACKBONES["mobilenet"].imagenet,
+    )
+    monkeypatch.setitem(table.BACKBONES, entry.name, entry)
+    values["backbones"] = values["head"]["backbones"] = [entry.name]
+    values["fine_tune"]["backbones"] = values["explain"]["runs"] = []
+    values["backbone"]["weights"] = "random"
+    schema.check(values)
+    assert f"{entry.name}-head" in [run.name for run in params.declared_runs(values)]
+    stage.main(params.Params(values, stage.READS), backbone=entry.name, log=NoLog())
+    spec = networks.read_spec(artifacts.BACKBONES / entry.name)
+    assert (spec.input_size, spec.feature_layer, len(spec.blocks)) == (64, "avg_pool", 13)
+    assert command_line(["backbone", entry.name]) == 0
+    assert "64 x 64" in capsys.readouterr().out
 
 
 def test_without_a_name_all_networks_are_listed(project, capsys):

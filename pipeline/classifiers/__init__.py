@@ -8,7 +8,7 @@ A family's module has
 - ``load(directory) -> family.Model``: what ``Model.save(directory)`` wrote.
 
 Importing a family imports no learning library; making its Fitter and ``load`` do. A new family is one module here, one
-line in `table` and one block in params.yaml (docs/new-classifier.md). Families share the solvers `newton`,
+line in `table` and one block in params.yaml (docs/extending.md). Families share the solvers `newton`,
 `squared_hinge` and `sigmoid`, the early stopping of `boosting`, and `trees` that are kept as arrays. `search` says
 which candidates there are, `proposals` which one is next.
 """
