@@ -33,7 +33,7 @@ def shortened(recipe: recipes.Recipe, values: Mapping[str, Any], folder: Path) -
         fill_with_digits(folder)
         values["dataset"] |= {"source": "folder", "path": str(folder), "allow_untracked": True}
     values["augmentation"]["views"] = 1
-    values["compare"]["bootstrap_samples"] = 50
+    values["compare"]["bootstrap_samples"] = 100
     block = values["backbone"]
     networks = {block["variants"].get(name, {"network": name})["network"] for name in values["backbones"]}
     block["weights"] = "imagenet" if networks <= OFFLINE else "random"
