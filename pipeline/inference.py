@@ -263,7 +263,7 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
 def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
     """Return a converted network with its own ``count`` outputs only.
 
-    TensorFlow gives swish a gradient of its own, and OpenVINO takes what that keeps at hand, in every layer, for outputs.
+    TensorFlow gives swish a gradient of its own, and OpenVINO takes what that keeps at hand in every layer for outputs.
     Keras calls the network's own Identity:0, Identity_1:0, ...
     """
     openvino = _import_openvino()
