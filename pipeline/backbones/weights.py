@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A server that says nothing for this long is taken for one that cannot be reached.
 PATIENCE_SECONDS = 20.0
 _HASHES = {32: "md5", 64: "sha256"}
+# What else there is in an HDF5 file of Keras.
+NO_WEIGHTS = ("top_level_model_weights", "optimizer_weights", "seed_generator")
 
 
 class WeightsError(BakeoffError):
@@ -219,8 +221,7 @@ def count_arrays(path: Path) -> int:
             found = []
 
             def visit(name: str, item: object) -> None:
-                extra = ("top_level_model_weights", "optimizer_weights", "seed_generator")
-                if isinstance(item, h5py.Dataset) and not any(part in name for part in extra):
+                if isinstance(item, h5py.Dataset) and not any(word in name for word in NO_WEIGHTS):
                     found.append(name)
 
             root.visititems(visit)
