@@ -7,7 +7,7 @@ in inference mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Images a pass: the tape keeps every layer's output of all of them.
 BATCH_SIZE = 8
 GREY = 127.5
-# Gradient ascent: how far a step changes pixels on average and how noisy the start is, in levels of 0..255; what remains
-# of the contrast after a step; by how many pixels the image is moved at most, unless an eighth of its side is less.
+# Gradient ascent: how far a step changes pixels on average and how noisy the start is, in levels of 0..255; what
+# remains of the contrast after a step; by how many pixels the image is moved, unless an eighth of its side is less.
 STEP, NOISE, DECAY, JITTER = 12.0, 8.0, 0.97, 8
 BINOMIAL = np.array([1, 4, 6, 4, 1], dtype=np.float32) / 16
 
@@ -134,7 +134,7 @@ class ExplainedNetwork:
         """Return the kernels of the layer that sees the pixels; a depthwise one counts each channel as a filter."""
         import keras
 
-        layer = self._trunk.get_layer(self.convolutions[0])
+        layer = next(layer for layer in _leaves(self._trunk) if _is_convolution(layer))
         kernel = layer.weights[0].numpy()  # (rows, columns, channels, filters)
         if not isinstance(layer, keras.layers.Conv2D):
             kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
@@ -223,6 +223,17 @@ def varied(maps: np.ndarray) -> list[int]:
     """Return the filters whose maps (n, rows, columns, filters) vary within one of the images; all, if none does."""
     lively = np.ptp(maps, axis=(1, 2)).max(axis=0) > 0
     return np.flatnonzero(lively if lively.any() else ~lively).tolist()
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yield the layers of a network and of those nested in it, such as the stem of ConvNeXt."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer
 
 
 def _has_map(layer: keras.Layer) -> bool:

@@ -193,6 +193,13 @@ def test_kernels_are_those_of_the_layer_that_sees_the_pixels(keras):
     found = saliency.ExplainedNetwork(classifier(keras, [[1, 0], [0, 1]]), n_classes=2).first_kernels()
     assert found.layer == "colors"
     np.testing.assert_allclose(found.values.reshape(2, 3) * 255, [[1, 0, 0], [0, 0, 1]], rtol=1e-6)
+    pixels = keras.Input((SIZE, SIZE, 3))
+    stem = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(4, 5, name="inside")], name="stem")
+    outputs = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3, name="after")(stem(pixels)))
+    trunk = keras.Model(pixels, outputs, name="trunk")
+    inputs = keras.Input((SIZE, SIZE, 3))
+    nested = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(trunk(inputs)))
+    assert saliency.ExplainedNetwork(nested, n_classes=2).first_kernels().values.shape == (4, 5, 5, 3)
     inputs = keras.Input((SIZE, SIZE, 3))
     depthwise = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="apart")(inputs)
     outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(depthwise))
