@@ -27,6 +27,7 @@ from pipeline import (
 )
 from pipeline.backbones import table as backbones
 from pipeline.classifiers import table as classifiers
+from pipeline.review import verdicts
 from pipeline.stages import as_is
 
 
@@ -59,6 +60,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "fine_tune": FineTuneBlock,
     "scratch": ScratchBlock,
     "compare": statistics.CompareParams,
+    "review": verdicts.ReviewParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
 

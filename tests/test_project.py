@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("quality", "splits", "statistics", "tracking", "training", "training_curves"),
     ),
     ("activations", "calibration_table", "comparison", "leaderboard_tables"),
-    ("network_runs", "predictor"),
+    ("network_runs", "predictor", "review"),
     ("stages",),
     ("schema",),
     ("commands",),

@@ -1,0 +1,56 @@
+"""How the environment of a replay differs from the one that the claims were made in, as far as anybody wrote it down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+LOCK = "requirements.lock"
+PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)(\s*;)?", flags=re.MULTILINE)
+
+
+def pinned(text: str) -> dict[str, tuple[set[str], bool]]:
+    """Return {package: (its versions, whether it is wanted everywhere)} of a requirements file with exact versions."""
+    found: dict[str, tuple[set[str], bool]] = {}
+    for name, version, marker in PIN.findall(text):
+        versions, _ = found.setdefault(_normal(name), (set(), not marker))
+        versions.add(version)
+    return found
+
+
+def from_lock(text: str, installed: Mapping[str, str]) -> list[str]:
+    """Return, in words, which packages are not those of requirements.lock. Packages that it does not name are not
+    looked at; one wanted on some systems only may be absent."""
+    found = []
+    for name, (versions, everywhere) in sorted(pinned(text).items()):
+        here = installed.get(name)
+        if here is None and everywhere:
+            found.append(f"{name} is not installed, {LOCK} wants {_either(versions)}")
+        elif here is not None and here not in versions:
+            found.append(f"{name} {here} is installed, {LOCK} wants {_either(versions)}")
+    return found
+
+
+def from_record(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Return, in words, how the environment that MLflow witnessed a claim in differs from this one."""
+    return [
+        f"{name} {current.get(name, 'missing')} here, {recorded.get(name, 'missing')} where MLflow saw the claim being made"
+        for name in dict.fromkeys([*recorded, *current])
+        if recorded.get(name) != current.get(name)
+    ]
+
+
+def installed() -> dict[str, str]:
+    """Return {package: version} of everything that can be imported."""
+    return {
+        _normal(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"] is not None
+    }
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _either(versions: Sequence[str] | set[str]) -> str:
+    return " or ".join(sorted(versions))
