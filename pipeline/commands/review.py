@@ -19,6 +19,9 @@ from pipeline.review import audit, clones, locks, replay, report, verdicts
 from pipeline.review.audit import Request, Review
 from pipeline.tracking import reviews
 
+# What a stage takes before it logs anything.
+SECONDS_TO_START = 5.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="git revision (default: %(default)s)")
@@ -71,7 +74,7 @@ def _durations(project: Path, dataset: str) -> dict[str, float]:
         logged = reviews.durations(tracking.locate(), dataset)
     except tracking.TrackingError:
         logged = {}
-    return logged | replay.known_durations(project)
+    return {name: seconds + SECONDS_TO_START for name, seconds in logged.items()} | replay.known_durations(project)
 
 
 def _witnessed(dataset: str, records: Collection[str]) -> Mapping[str, Sequence[Mapping[str, str]]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, leaderboard, metrics, params
+from pipeline import artifacts, leaderboard, metrics, params, provenance
 from pipeline.review import locks
 from pipeline.review.closeness import ToleranceParams
 from pipeline.review.verdicts import PREDICTIONS, RECORD, Truth
@@ -42,6 +42,11 @@ def _same_test(claimed: Path, replayed: Path) -> bool:
     one, other = (artifacts.read_part("test", manifest) for manifest in (claimed, replayed))
     labels = [artifacts.read_test_labels(manifest) for manifest in (claimed, replayed)]
     return (one.classes, one.sha256) == (other.classes, other.sha256) and bool((labels[0] == labels[1]).all())
+
+
+def test_images(manifest: Path) -> str:
+    """Return a digest of the images of the test part, in order."""
+    return provenance.digest(list(artifacts.read_part("test", manifest).sha256))
 
 
 def leaks(manifest: Path) -> list[str]:
@@ -139,8 +144,9 @@ def disagreements(
             continue
         for part, scores in computed.items():
             for name, score in scores.items():
-                stated = entry[part].get(name, {}).get("value")
-                received = leaderboard.number(score)
+                if name not in entry[part]:
+                    continue
+                stated, received = entry[part][name]["value"], leaderboard.number(score)
                 if stated != received and (None in (stated, received) or not tolerance.close(stated, received)):
                     text = f"{entry['run']}: {part} {name} is committed as {stated}, its predictions give {received}"
                     found.append(text)

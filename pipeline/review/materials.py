@@ -134,6 +134,7 @@ class Claimed:
         self.clone = clone
         self._project = project
         self._place = place
+        place.mkdir(parents=True, exist_ok=True)
         self._cache = cache_of(project)
         self._found: dict[tuple[str, str], Path | None] = {}
         self._remote: bool | None = None

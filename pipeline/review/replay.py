@@ -18,6 +18,8 @@ from pipeline.review.locks import Stage
 DURATIONS = Path(".cache/review/durations.json")
 SECONDS_BETWEEN_LINES = 30.0
 TAIL_LINES = 15
+# How much slower or faster than before a whole replay is believed to be: short stages say little of long ones.
+MOST_UNEXPECTED = 3.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Clock:
         measured = [name for name in self.done if name in self.known]
         before = sum(self.known[name] for name in measured)
         pace = sum(self.done[name] for name in measured) / before if before > 0 else 1.0
+        pace = min(max(pace, 1 / MOST_UNEXPECTED), MOST_UNEXPECTED)
         seconds = pace * sum(self.known.get(name, 0.0) for name in waiting)
         if unknown:
             seconds += len(unknown) * sum(self.done.values()) / len(self.done)
