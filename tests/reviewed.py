@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.review import audit, clones, locks, verdicts
+from pipeline.review import audit, clones, locks, materials, verdicts
 from pipeline.review.closeness import ToleranceParams
 from pipeline.review.equivalence import EquivalenceParams
 
@@ -77,7 +77,14 @@ json.dump([entry], open("results/leaderboard.json", "w"))
 summary = {f"{part}_accuracy": value for part, value in scores.items()}
 json.dump({"champion": summary, "net-svm": summary}, open("results/metrics.json", "w"))
 """
-SCRIPTS = {"catalog": CATALOG, "split": SPLIT, "sweep": SWEEP, "compare": COMPARE}
+# Takes the place of `python -m pipeline prune --dry-run`: does this code take these params?
+MAIN = """
+import sys, yaml
+unknown = set(yaml.safe_load(open("params.yaml"))) - {"seed", "dataset", "backbone", "selection", "compare"}
+if unknown:
+    sys.exit(f"error: params.yaml: unknown key {unknown.pop()!r}")
+"""
+SCRIPTS = {"__init__": "", "__main__": MAIN, "catalog": CATALOG, "split": SPLIT, "sweep": SWEEP, "compare": COMPARE}
 
 
 def stage(name: str, deps: list[str], params: list[str], **outs: list[Any]) -> dict[str, Any]:
@@ -143,6 +150,8 @@ def repro(place: Path, *, execute: bool = True, **environment: str) -> None:
     lock = {}
     for one in locks.declared(place).stages:
         if execute:
+            for path in one.outs:
+                materials.remove(place / path)
             run = [sys.executable, one.command.removeprefix("python ")]
             subprocess.run(run, cwd=place, env=clones.environment(**environment), check=True)
         lock[one.name] = {

@@ -51,7 +51,7 @@ def read(project: Path, revision: str) -> Revision:
     text = clones.git(project, "show", f"{commit}:./{params.PARAMS_FILE}")
     values = {name: value for name, value in yaml.safe_load(text).items() if name not in UNREAD}
     path = params.lookup(values, "dataset.path")
-    places = tuple(dict.fromkeys([DATA, *([] if Path(path).is_absolute() else [path])]))
+    places = (DATA,) if Path(path).is_absolute() or locks.related(DATA, path) else (DATA, path)
     return Revision(
         commit=commit,
         params=values,
@@ -73,15 +73,24 @@ def build(project: Path, first: Revision, second: Revision, combination: Combina
     clone = clones.clone(project, of["code"].commit, destination)
     clones.git(clone, "checkout", "--quiet", of["params"].commit, "--", str(params.PARAMS_FILE))
     if of["data"] is not of["code"]:
-        for place in dict.fromkeys([*of["code"].data_places, *of["data"].data_places]):
+        places = dict.fromkeys([*of["code"].data_places, *of["data"].data_places])
+        for place in places:
             if clones.git(clone, "ls-files", "--", place):
                 clones.git(clone, "rm", "-r", "--quiet", "--", place)
+        for place in places:
             if clones.git(clone, "ls-tree", of["data"].commit, "--", place):
                 clones.git(clone, "checkout", "--quiet", of["data"].commit, "--", place)
-    untracked = locks.digest(project / params.lookup(of["params"].params, "dataset.path"))
+    path = params.lookup(of["params"].params, "dataset.path")
+    untracked = None if _tracks(of["params"], path) else locks.digest(project / path)
     materials.place_raw_data(project, clone, materials.cache_of(project), claimed=untracked)
     materials.place_weights(project, clone)
     return clone
+
+
+def _tracks(revision: Revision, path: str) -> bool:
+    """Whether git or DVC has the data of a path at a revision; otherwise there is only one version of it, the present."""
+    listed = [line.partition("\t")[2] for line in revision.data.splitlines()]
+    return any(locks.related(path, name) or name == f"{path}.dvc" for name in listed)
 
 
 def run(clone: Path, place: Path, *, cache: Path | None, store: Path, metrics: Sequence[str],
