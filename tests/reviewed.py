@@ -116,7 +116,9 @@ def make(place: Path) -> Path:
         (place / folder).mkdir(parents=True)
     for name, text in SCRIPTS.items():
         (place / "pipeline" / f"{name}.py").write_text(text, encoding="utf-8")
-    labels = [f"{index:02d}.png {'good' if index % 3 else 'bad'}" for index in range(IMAGES)]
+    # One name that an order of bytes, of characters and of a locale would put in different places.
+    names = [f"{index:02d}.png" if index != 7 else "Ä_ü.png" for index in range(IMAGES)]
+    labels = [f"{name} {'good' if index % 3 else 'bad'}" for index, name in enumerate(names)]
     (place / "data/labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
     (place / "params.yaml").write_text(yaml.safe_dump(VALUES), encoding="utf-8")
     (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}, sort_keys=False), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline import artifacts
 from pipeline.review import report
-from pipeline.review.delta import Attribution, Combination, attribute, ordered
+from pipeline.review.delta import NOTHING, Attribution, Combination, attribute, ordered
 from pipeline.review.report import Section, Table
 from pipeline.review.variants import Outcome
 
@@ -57,8 +57,6 @@ def sentence(key: tuple[str, str], found: Attribution | None) -> str:
     if found is None:
         return f"{what}: only one of the two revisions has it"
     moved = f"{what}: {found.before:.4f} -> {found.after:.4f} ({found.total:+.4f})"
-    if not found.readings or found.total == 0 and not found.alone and not found.together:
-        return moved
     readings = ["; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
                 for reading in found.readings]  # fmt: skip
     joint = [f"{together(some)} {effect:+.4f}" for some, effect in found.together.items()]
@@ -68,8 +66,18 @@ def sentence(key: tuple[str, str], found: Attribution | None) -> str:
 
 def summary(delta: Delta) -> str:
     """Return what the console says: one line a metric, then what could not be combined."""
-    lines = [sentence(key, found) for key, found in delta.attributions().items()]
+    found = delta.attributions()
+    still = [key for key, one in found.items() if one is not None and not _moves(one)]
+    lines = [sentence(key, one) for key, one in found.items() if key not in still]
+    if still:
+        lines.append(f"did not move, in no combination: {', '.join(f'{run} test {metric}' for run, metric in still)}")
     return "\n".join([*lines, *_cautions(delta)])
+
+
+def _moves(one: Attribution) -> bool:
+    """Whether a metric differs between the revisions, or any change alone would have moved it."""
+    shares = [share for reading in one.readings for share in reading.shares.values()]
+    return any(abs(effect) > NOTHING for effect in (one.total, *shares, *one.alone.values(), *one.together.values()))
 
 
 def _cautions(delta: Delta) -> list[str]:
@@ -116,6 +124,8 @@ def _sections(delta: Delta) -> list[Section]:
 def _row(one: Attribution | None) -> tuple[str, ...]:
     if one is None:
         return ("–", "–", "–", "only one of the two has it", "")
+    if not _moves(one):
+        return (f"{one.before:.4f}", f"{one.after:.4f}", "0", "nothing moves it", "")
     by = " / ".join("; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
                     for reading in one.readings)  # fmt: skip
     joint = "; ".join(f"{together(some)} {effect:+.4f}" for some, effect in one.together.items())
