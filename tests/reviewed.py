@@ -58,9 +58,10 @@ def probabilities(part):
     good += numpy.float32(os.environ.get("OTHER_PACKAGE", 0))
     return numpy.stack([1 - good, good], axis=1)
 os.makedirs("results/runs/net-svm", exist_ok=True)
-numpy.savez("results/runs/net-svm/predictions.npz", validation=probabilities("validation")[None], test=probabilities("test"))
-record = {"stage": "sweep", "network": "net", "method": "svm", "classes": ["bad", "good"], "parameters": {}, "inputs": {},
-          "candidates": [{"name": "C=1", "parameters": {"C": 1}}], "selected": 0,
+validation, test = probabilities("validation"), probabilities("test")
+numpy.savez("results/runs/net-svm/predictions.npz", validation=validation[None], test=test)
+record = {"stage": "sweep", "network": "net", "method": "svm", "classes": ["bad", "good"],
+          "parameters": {}, "inputs": {}, "candidates": [{"name": "C=1", "parameters": {"C": 1}}], "selected": 0,
           "cost": {"trainable_parameters": 1, "total_parameters": 1, "model_bytes": 1, "multiply_adds": 1}}
 json.dump(record, open("results/runs/net-svm/record.json", "w"))
 """
@@ -71,7 +72,8 @@ predictions = numpy.load("results/runs/net-svm/predictions.npz")
 def accuracy(part, probabilities):
     labels = numpy.array([row["label"] == "good" for row in rows if row["split"] == part])
     return float(f"{(probabilities.argmax(1) == labels).mean():.6g}")
-scores = {"validation": accuracy("validation", predictions["validation"][0]), "test": accuracy("test", predictions["test"])}
+predicted = {"validation": predictions["validation"][0], "test": predictions["test"]}
+scores = {part: accuracy(part, probabilities) for part, probabilities in predicted.items()}
 entry = {"run": "net-svm", "champion": True, **{part: {"accuracy": {"value": value}} for part, value in scores.items()}}
 json.dump([entry], open("results/leaderboard.json", "w"))
 summary = {f"{part}_accuracy": value for part, value in scores.items()}

@@ -127,6 +127,7 @@ def test_another_package_version_is_environment(project):
     assert "requirements.lock wants 1.99.0" in found.causes[0].text
 
 
+@pytest.mark.slow
 def test_the_environment_that_mlflow_saw_is_an_environment_too(project):
     repro(project, OTHER_PACKAGE="0.2")
     asked = []
@@ -199,7 +200,8 @@ def test_an_output_edited_by_hand_is_not_taken_for_a_result(project):
 
 
 def test_a_stage_that_refuses_the_data_is_data(project):
-    edit(project / "pipeline/catalog.py", "rows = ", "import sys\nsys.exit('error: not the images that were asked for')\nrows = ")
+    refusal = "import sys\nsys.exit('error: not the images that were asked for')\n"
+    edit(project / "pipeline/catalog.py", "rows = ", f"{refusal}rows = ")
     commit(project)
     found = reviewed.review(project)
     assert ("data", "dataset") in kinds(found)
@@ -224,7 +226,7 @@ def test_stages_whose_inputs_nobody_has_are_refused_before_anything_runs(project
     git(project, "clone", "--quiet", str(project), str(alone))
     with pytest.raises(locks.ReviewError, match=r"compare reads data/split/manifest.csv, .*neither in the DVC cache"):
         reviewed.review(alone, stages=("compare",))
-    with pytest.raises(locks.ReviewError, match="Unknown stage 'swep'. Choose from: compare, dataset, split, sweep"):
+    with pytest.raises(locks.ReviewError, match=r"Unknown stage 'swep'. Choose from: compare, dataset, split, sweep"):
         reviewed.review(project, stages=("swep",))
 
 
@@ -243,6 +245,7 @@ def test_claimed_bytes_come_from_the_remote_if_neither_cache_nor_workspace_has_t
     assert not (alone / ".dvc/cache").exists(), "what was fetched was for the review alone"
 
 
+@pytest.mark.slow
 def test_against_judges_a_replay_by_the_claims_of_another_revision(project):
     edit(project / "params.yaml", "seed: 0", "seed: 3")
     repro(project)
@@ -285,7 +288,7 @@ def command(project: Path, *texts: str) -> int:
 
 @pytest.fixture
 def here(project, monkeypatch) -> Path:
-    """The project as the working directory, with the block of params.yaml that says how to judge, and without MLflow."""
+    """The project as the working directory, with the block of params.yaml that says how to judge; no MLflow."""
     values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     (project / "params.yaml").write_text(yaml.safe_dump(values | {"review": reviewed.JUDGED_BY.model_dump()}), "utf-8")
     commit(project)
@@ -323,7 +326,8 @@ def test_an_interrupted_review_leaves_no_process_and_no_place(here, tmp_path):
     commit(here)
     (tmp_path / "aside").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline", "review"], cwd=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        [sys.executable, "-P", "-m", "pipeline", "review"], cwd=here, text=True, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(provenance.ROOT), "TMPDIR": str(tmp_path / "aside")},
     )  # fmt: skip
     for line in process.stderr:

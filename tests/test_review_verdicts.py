@@ -39,8 +39,8 @@ def test_the_digest_of_a_directory_does_not_depend_on_how_it_is_listed_and_of_no
 
 
 def test_stages_come_after_what_they_read_whatever_the_order_in_dvc_yaml():
-    stages = [Stage("compare", "c", ("results/runs",), (), ("m.json",)), Stage("fit@a", "f", ("x.npy",), (), ("results/runs/a",)),
-              Stage("make", "m", (), (), ("x.npy",))]  # fmt: skip
+    stages = [Stage("compare", "c", ("results/runs",), (), ("m.json",)),
+              Stage("fit@a", "f", ("x.npy",), (), ("results/runs/a",)), Stage("make", "m", (), (), ("x.npy",))]  # fmt: skip
     found = locks.pipeline(stages)
     assert [stage.name for stage in found.stages] == ["make", "fit@a", "compare"]
     assert found.before["compare"] == {"make", "fit@a"}
@@ -104,7 +104,8 @@ ONES = np.ones(3, dtype=np.float32)
     ],
 )  # fmt: skip
 def test_files_are_close_if_their_numbers_are(tmp_path, name, claimed, replayed, close):
-    files = [written(tmp_path / side, name, content) for side, content in (("claimed", claimed), ("replayed", replayed))]
+    sides = {"claimed": claimed, "replayed": replayed}
+    files = [written(tmp_path / side, name, content) for side, content in sides.items()]
     found = closeness.compare(*files, TOLERANCE)
     assert found.close is close
     assert found.notes
@@ -159,7 +160,7 @@ def paired(claimed, replayed, labels, **more):
 
 
 def test_the_interval_of_a_paired_difference_is_that_of_its_own_resamples():
-    """By hand: of n images, k are right on one side only. The variance of the mean of k ones in n is k/n (1 - k/n) / n."""
+    """By hand: k of n images are right on one side only; the variance of a mean of k ones in n is k/n (1 - k/n) / n."""
     before, labels = predictions(400)
     after = before.copy()
     right = np.flatnonzero(before.argmax(axis=1) == labels)[:20]
@@ -288,7 +289,8 @@ def test_where_only_a_digest_is_left_the_committed_metrics_decide():
 
 def test_a_metric_beyond_tolerance_is_equivalent_only_by_its_own_interval():
     sides = [[{"run": "a", "champion": True, "validation": {"accuracy": {"value": 0.9}},
-               "test": {"accuracy": {"value": value}, "roc_auc": {"value": 0.9}}}] for value in (0.80, 0.81)]  # fmt: skip
+               "test": {"accuracy": {"value": value}, "roc_auc": {"value": 0.9}}}]
+             for value in (0.80, 0.81)]  # fmt: skip
     near, far = (equivalence.Difference("accuracy", 0.8, 0.81, -0.001, high) for high in (0.019, 0.03))
     for difference, verdict in ((near, EQUIVALENT), (far, DIVERGED)):
         runs = Runs({"a": DIVERGED}, {"a": {"accuracy": difference}})
@@ -349,7 +351,8 @@ def test_a_stage_that_ran_on_another_input_than_its_maker_claims_is_found():
 
 
 def test_packages_are_compared_with_the_lock_as_it_is_written():
-    text = "numpy==2.4.6 \\\n    --hash=sha256:00\nTensorFlow_CPU==2.21.0 ; sys_platform == 'linux' \\\n    --hash=sha256:11\n"
+    text = "numpy==2.4.6 \\\n    --hash=sha256:00\n"
+    text += "TensorFlow_CPU==2.21.0 ; sys_platform == 'linux' \\\n    --hash=sha256:11\n"
     assert environments.from_lock(text, {"numpy": "2.4.6"}) == []
     assert environments.from_lock(text, {"numpy": "2.4.5", "tensorflow-cpu": "2.20.0"}) == [
         "numpy 2.4.5 is installed, requirements.lock wants 2.4.6",
@@ -376,7 +379,8 @@ def manifest(place, rows):
     return place
 
 
-ROWS = [("a", "good", "train", "1"), ("b", "bad", "validation", "2"), ("c", "good", "test", "3"), ("d", "bad", "test", "4")]
+ROWS = [("a", "good", "train", "1"), ("b", "bad", "validation", "2")]
+ROWS += [("c", "good", "test", "3"), ("d", "bad", "test", "4")]
 
 
 def test_a_leak_is_found_by_bytes_whatever_the_files_are_called(tmp_path):
@@ -429,8 +433,8 @@ def test_time_left_is_said_by_what_it_is_known_from():
 
 
 def test_quick_leaves_out_the_longest_and_what_cannot_be_made_without_them(tmp_path):
-    stages = [Stage("head@n", "h", (), (), ("results/runs/n-head",)), Stage("sweep@n", "s", (), (), ("results/runs/n-s",)),
-              Stage("compare", "c", ("results/runs",), (), ("m.json",))]  # fmt: skip
+    stages = [Stage("head@n", "h", (), (), ("results/runs/n-head",)),
+              Stage("sweep@n", "s", (), (), ("results/runs/n-s",)), Stage("compare", "c", ("results/runs",), (), ("m.json",))]  # fmt: skip
     pipeline, claimed = locks.pipeline(stages), {"results/runs/n-head": "a"}
 
     def quick(find):

@@ -23,8 +23,8 @@ SECONDS_BETWEEN_LINES = 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="REV1", help="the revision to start from")
     parser.add_argument("second", metavar="REV2", help="the revision whose difference is explained")
-    parser.add_argument("--metrics", nargs="+", default=["accuracy", "roc_auc"], choices=metrics.NAMES, metavar="METRIC",
-                        help="on the test part (default: accuracy roc_auc)")  # fmt: skip
+    parser.add_argument("--metrics", nargs="+", default=["accuracy", "roc_auc"], choices=metrics.NAMES,
+                        metavar="METRIC", help="on the test part (default: accuracy roc_auc)")  # fmt: skip
 
 
 def main(arguments: argparse.Namespace) -> int:

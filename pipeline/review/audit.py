@@ -1,4 +1,4 @@
-"""The review itself: clone, replay, judge, explain. What it finds is a `Review`; nothing is written but temporary files."""
+"""The review itself: clone, replay, judge, explain. It ends in a `Review`; all that it writes is temporary."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Review:
     def verdict(self) -> str:
         """The worst of all; diverged also where a claim of a stage that was not replayed cannot be right."""
         replayed = {one.stage for one in self.executed}
-        wrong = any(one.kind in SERIOUS or one.stage and one.stage not in replayed for one in self.findings)
+        wrong = any(one.kind in SERIOUS or (one.stage and one.stage not in replayed) for one in self.findings)
         found = [one.verdict for one in (*self.outputs, *self.metrics)]
         return verdicts.worst([*found, verdicts.DIVERGED] if wrong else found)
 
@@ -180,7 +180,7 @@ def _first_look(sides: Sides, stage: Stage, done: Executed) -> str:
 
 
 def _judge(request: Request, sides: Sides, skipped: Mapping[str, str]) -> tuple[list[Output], list[Metric]]:
-    """Return a verdict for every output of the replayed stages, and for every metric if the comparison was among them."""
+    """Return a verdict for every output of the replayed stages, and for every metric if these are among them."""
     table = evidence.SPLIT_TABLE
     truth = evidence.truth(sides.claimed_path(table), sides.clone / table, sides.claimed_values)
     outputs: list[Output] = []

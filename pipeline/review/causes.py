@@ -68,8 +68,8 @@ def of_lock(
 
 def _params(stage: Stage, claim: Claim, values: Mapping[str, Any]) -> list[Finding]:
     differing = [
-        f"{key} is {_shown(locks.value(values, key))} in params.yaml and {_shown(claim.params.get(key, locks.MISSING))} "
-        "in dvc.lock"
+        f"{key} is {_shown(locks.value(values, key))} in params.yaml and "
+        f"{_shown(claim.params.get(key, locks.MISSING))} in dvc.lock"
         for key in dict.fromkeys([*stage.params, *claim.params])
         if _plain(locks.value(values, key)) != _plain(claim.params.get(key, locks.MISSING))
     ]
@@ -113,9 +113,7 @@ def _inputs(stage: Stage, claim: Claim, claims: Mapping[str, Claim]) -> list[Fin
     return [Finding(DATA, stage.name, f"by dvc.lock it ran on another {_listed(stale)} than the one claimed now")]
 
 
-def of_committed(
-    pipeline: Pipeline, claims: Mapping[str, Claim], digest: Callable[[str], str | None]
-) -> list[Finding]:
+def of_committed(pipeline: Pipeline, claims: Mapping[str, Claim], digest: Callable[[str], str | None]) -> list[Finding]:
     """Return the results in git that are not the ones whose digests dvc.lock has: somebody edited them."""
     found = []
     for stage in pipeline.stages:
@@ -138,10 +136,11 @@ def of_committed(
 class Circumstances:
     """What is known of one diverged stage when its cause is sought.
 
-    ``failure``: what it said when it failed, None if it did not. ``reads_data``: it reads the raw data. ``same_inputs``: it read the very bytes that the claim
-    was made from. ``repeated``: whether a second run on the same inputs gave the same bytes, None if there was none.
-    ``environment``: how packages or machine differ. ``same_environment``: MLflow witnessed the claim in this one.
-    ``changed_data``: what its tables say differs. ``measures``: it only computes metrics, of predictions.
+    ``failure``: what it said when it failed, None if it did not. ``reads_data``: it reads the raw data.
+    ``same_inputs``: it read the very bytes that the claim was made from. ``repeated``: whether a second run on the same
+    inputs gave the same bytes, None if there was none. ``environment``: how packages or machine differ.
+    ``same_environment``: MLflow witnessed the claim in this one. ``changed_data``: what its tables say differs.
+    ``measures``: it only computes metrics, of predictions.
     """
 
     failure: str | None = None

@@ -59,7 +59,12 @@ def git(directory: Path, *arguments: str) -> str:
     """Return what git prints. Raises ReviewError with what it complains of."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=directory, env=environment(), capture_output=True, encoding="utf-8", errors="replace"
+            ["git", *arguments],
+            cwd=directory,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except FileNotFoundError:
         raise ReviewError("git not found: install it, DVC needs it") from None

@@ -37,7 +37,7 @@ class ToleranceParams(Block):
 
 @dataclass(frozen=True)
 class Closeness:
-    """``close``: None if the kind of file can be compared by bytes alone. ``notes``: what differs, first things first."""
+    """``close``: None if the kind of file can be compared by bytes alone. ``notes``: what differs."""
 
     close: bool | None
     notes: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ def values(claimed: Any, replayed: Any, tolerance: ToleranceParams) -> Closeness
     close = not notes
     for name in before.keys() & after.keys():
         one, other = before[name], after[name]
-        if one == other and type(one) is type(other) or _is_digest(one) and _is_digest(other):
+        if (one == other and type(one) is type(other)) or (_is_digest(one) and _is_digest(other)):
             continue
         near = _is_number(one) and _is_number(other) and tolerance.close(one, other)
         close &= near
@@ -193,7 +193,7 @@ def _picture(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Close
 
     with Image.open(claimed) as one, Image.open(replayed) as other:
         if one.size != other.size:
-            return Closeness(None, (f"{other.size[0]} x {other.size[1]} pixels, claimed {one.size[0]} x {one.size[1]}",))
+            return Closeness(None, (f"{other.size} pixels, claimed {one.size}",))
         differing = (np.asarray(one.convert("RGBA")) != np.asarray(other.convert("RGBA"))).any(axis=-1).mean()
     if differing == 0:
         return Closeness(True, ("the same pixels",))

@@ -34,8 +34,8 @@ class Reading:
 class Attribution:
     """What moved one metric by ``total``.
 
-    ``readings``: one, unless the combinations that exist allow several divisions into equally many steps. ``alone``: the
-    effect of a factor changed by itself in the first revision. ``together``: what a set of factors does beyond its
+    ``readings``: one, unless the combinations that exist allow several divisions into equally many steps. ``alone``:
+    the effect of a factor changed by itself in the first revision. ``together``: what a set of factors does beyond its
     members and smaller sets, as far as all of them exist; without what is nothing.
     """
 
@@ -91,7 +91,8 @@ def chains(built: Iterable[Combination], everything: Combination) -> list[tuple[
 
     found = onwards(frozenset())
     longest = max(map(len, found), default=0)
-    return sorted((chain for chain in found if len(chain) == longest), key=lambda chain: [ordered(some) for some in chain])
+    chosen = (chain for chain in found if len(chain) == longest)
+    return sorted(chosen, key=lambda chain: [ordered(some) for some in chain])
 
 
 def ordered(some: Collection[str]) -> list[str]:

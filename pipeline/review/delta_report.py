@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import artifacts
+from pipeline.leaderboard import UNDEFINED
 from pipeline.review import report
 from pipeline.review.delta import NOTHING, Attribution, Combination, attribute, ordered
 from pipeline.review.report import Section, Table
@@ -24,11 +25,16 @@ class Delta(NamedTuple):
     outcomes: Mapping[Combination, Outcome]
 
     def attributions(self) -> dict[tuple[str, str], Attribution | None]:
-        """Return {(run or champion, metric): attribution}, None where one of the two revisions does not have it."""
+        """Return {(run or champion, metric): attribution}, None where one of the two revisions does not have it.
+
+        Nothing if one of them has no result at all.
+        """
         built = {some: outcome.values for some, outcome in self.outcomes.items() if outcome.values is not None}
         keys = dict.fromkeys(key for values in built.values() for key in sorted(values))
         ends = (frozenset(), frozenset(self.changed))
-        shown = [key for key in keys if any(key in built.get(end, ()) for end in ends)]
+        if not all(end in built for end in ends):
+            return {}
+        shown = [key for key in keys if any(key in built[end] for end in ends)]
         found = {key: {some: values[key] for some, values in built.items() if key in values} for key in shown}
         return {key: attribute(values, self.changed) for key, values in found.items()}
 
@@ -81,7 +87,8 @@ def _moves(one: Attribution) -> bool:
 
 
 def _cautions(delta: Delta) -> list[str]:
-    found = [f"cannot be combined: {named(some, delta)}: {outcome.reason}"
+    whole = (frozenset(), frozenset(delta.changed))
+    found = [f"{'does not run' if some in whole else 'cannot be combined'}: {named(some, delta)}: {outcome.reason}"
              for some, outcome in delta.outcomes.items() if outcome.values is None]  # fmt: skip
     if others := delta.other_test():
         names = "; ".join(named(some, delta) for some in others)
@@ -95,7 +102,7 @@ def _cautions(delta: Delta) -> list[str]:
 def write(place: Path, delta: Delta) -> list[Path]:
     """Write the difference as Markdown and JSON and return the paths."""
     paths = [place / name for name in NAMES]
-    title = f"Why {delta.names[1]} differs from {delta.names[0]}: {', '.join(delta.changed) or 'nothing that counts'} changed"
+    title = f"Why {delta.names[1]} differs from {delta.names[0]}: {', '.join(delta.changed)} changed"
     artifacts.write_text(paths[0], report.markdown(title, _sections(delta)))
     artifacts.write_json(paths[1], as_json(delta))
     return paths
@@ -123,7 +130,7 @@ def _sections(delta: Delta) -> list[Section]:
 
 def _row(one: Attribution | None) -> tuple[str, ...]:
     if one is None:
-        return ("–", "–", "–", "only one of the two has it", "")
+        return (UNDEFINED, UNDEFINED, UNDEFINED, "only one of the two has it", "")
     if not _moves(one):
         return (f"{one.before:.4f}", f"{one.after:.4f}", "0", "nothing moves it", "")
     by = " / ".join("; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())

@@ -1,7 +1,8 @@
-"""How the environment of a replay differs from the one that the claims were made in, as far as anybody wrote it down."""
+"""How the environment of a replay differs from that of the claims, as far as anybody wrote it down."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -34,18 +35,20 @@ def from_lock(text: str, installed: Mapping[str, str]) -> list[str]:
 
 def from_record(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """Return, in words, how the environment that MLflow witnessed a claim in differs from this one."""
+    seen = "where MLflow saw the claim being made"
     return [
-        f"{name} {current.get(name, 'missing')} here, {recorded.get(name, 'missing')} where MLflow saw the claim being made"
+        f"{name} {current.get(name, 'missing')} here, {recorded.get(name, 'missing')} {seen}"
         for name in dict.fromkeys([*recorded, *current])
         if recorded.get(name) != current.get(name)
     ]
 
 
-def installed() -> dict[str, str]:
+@functools.cache
+def installed() -> Mapping[str, str]:
     """Return {package: version} of everything that can be imported."""
-    return {
-        _normal(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"] is not None
-    }
+    # Each access to `metadata` reads and parses the file once more.
+    known = [one.metadata for one in metadata.distributions()]
+    return {_normal(one["Name"]): one["Version"] for one in known if one["Name"] is not None}
 
 
 def _normal(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Are two sets of predictions of the same images worth the same? By the paired bootstrap of the difference in metrics."""
+"""Are two sets of predictions of the same images worth the same? By the paired bootstrap of differences in metrics."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ class Difference:
         return -margin <= self.low and self.high <= margin
 
     def __str__(self) -> str:
-        return (
-            f"{self.metric} {self.replayed:.4f} instead of {self.claimed:.4f}, difference {self.replayed - self.claimed:+.4f} "
-            f"[{self.low:+.4f}, {self.high:+.4f}]"
-        )
+        difference = f"{self.replayed - self.claimed:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.metric} {self.replayed:.4f} instead of {self.claimed:.4f}, difference {difference}"
 
 
 def differences(

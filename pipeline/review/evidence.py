@@ -129,7 +129,8 @@ def disagreements(
     """Compute the committed metrics of a leaderboard again from the claimed predictions.
 
     Returns, in words, what disagrees, and the names of the runs that could not be computed. ``summary``: metrics.json.
-    ``run``: returns the claimed directory of a run, None if it cannot be had. ``table``: the claimed manifest, None without.
+    ``run``: returns the claimed directory of a run, None if it cannot be had. ``table``: the claimed manifest, None
+    without.
     """
     found = _summary_disagrees(entries, summary)
     unknown = []

@@ -107,9 +107,7 @@ def _same_inputs(sides: Sides, stage: Stage) -> bool:
     return all(locks.digest(sides.clone / path) == claim.deps[path] for path in read)
 
 
-def _recorded(
-    sides: Sides, stage: Stage, environment: Mapping[str, str], witness: Witness
-) -> list[list[str]]:
+def _recorded(sides: Sides, stage: Stage, environment: Mapping[str, str], witness: Witness) -> list[list[str]]:
     """Return, for every environment in which MLflow saw the claim of a stage being computed, how it differs."""
     places = [sides.claimed_path(path) for path in stage.outs]
     digests = [identity.record_digest(place) for place in places if place and (place / verdicts.RECORD).is_file()]

@@ -69,7 +69,7 @@ class Pipeline:
         return [stage for stage in self.stages if name in self.before[stage.name]]
 
     def producer(self, path: str) -> str | None:
-        """Return the name of the stage whose output ``path`` is, lies in or contains; None of a file that nobody makes."""
+        """Return the name of the stage whose output ``path`` is, lies in or contains; None of a file nobody makes."""
         return next((stage.name for stage in self.stages if any(related(path, out) for out in stage.outs)), None)
 
 

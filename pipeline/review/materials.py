@@ -32,7 +32,7 @@ def place_raw_data(project: Path, clone: Path, cache: Path | None, *, claimed: s
         return digest(target) or ""
     wanted = tracked_digest(clone, path) or claimed
     if wanted is None:
-        raise ReviewError(f"{path} is in neither git nor DVC, and dvc.lock claims nothing of it: there is no data to take")
+        raise ReviewError(f"{path} is in neither git nor DVC, and dvc.lock claims nothing of it: no data to take")
     here = digest(project / path)
     if here == wanted:
         copy(project / path, target)

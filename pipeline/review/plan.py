@@ -17,8 +17,8 @@ OPTIONAL = ("track",)
 
 @dataclass(frozen=True)
 class Plan:
-    """``stages``: to replay, in order. ``given``: {path: digest} of outputs to take as claimed, because no replayed stage
-    makes them. ``left_out``: {stage: why}."""
+    """``stages``: to replay, in order. ``given``: {path: digest} of outputs to take as claimed, because no replayed
+    stage makes them. ``left_out``: {stage: why}."""
 
     stages: tuple[Stage, ...]
     given: Mapping[str, str] = field(default_factory=dict)
@@ -51,8 +51,8 @@ def plan(
         missing = [path for path in needed if find(path, claimed.get(path)) is None]
         if missing and not (quick or stage.kind in OPTIONAL):
             raise ReviewError(
-                f"{stage.name} reads {', '.join(missing)}, which is not replayed, and whose claimed bytes are neither in "
-                "the DVC cache nor in the workspace nor in a DVC remote: replay the stages before it, too"
+                f"{stage.name} reads {', '.join(missing)}, which is not replayed, and whose claimed bytes are neither "
+                "in the DVC cache nor in the workspace nor in a DVC remote: replay the stages before it, too"
             )
         if missing:
             left_out[stage.name] = f"reads {missing[0]}, whose claimed bytes are not available"

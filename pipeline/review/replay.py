@@ -41,9 +41,9 @@ class Clock:
     done: dict[str, float] = field(default_factory=dict)
 
     def left(self, waiting: Sequence[str], *, running: float = 0.0) -> str:
-        """Return, in words, how long the stages in ``waiting`` take, of which the first has run for ``running`` seconds.
+        """Return, in words, how long the stages in ``waiting`` take, of which the first has run for ``running``.
 
-        By earlier durations, scaled by how this replay compares with them; by the number of stages where there are none.
+        By earlier durations, scaled by how this replay compares with them; by the number of stages without any.
         """
         unknown = [name for name in waiting if name not in self.known]
         if not waiting:
@@ -112,7 +112,8 @@ class Replay:
 
         def tick() -> None:
             now = time.monotonic()
-            text = f"{stage.name}: {spoken(now - started)}; " + self.clock.left([stage.name, *waiting], running=now - started)
+            left = self.clock.left([stage.name, *waiting], running=now - started)
+            text = f"{stage.name}: {spoken(now - started)}; {left}"
             if sys.stderr.isatty():
                 print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
             elif now - said[0] >= SECONDS_BETWEEN_LINES:
@@ -137,8 +138,9 @@ class Replay:
     def _environment(self, name: str) -> dict[str, str]:
         place = self._place / name
         (place / "mlflow").mkdir(parents=True, exist_ok=True)
+        database = place / "mlflow" / "mlflow.db"
         return clones.environment(
-            BAKEOFF_FEATURE_STORE=str(place / "features"), MLFLOW_TRACKING_URI=f"sqlite:///{place / 'mlflow' / 'mlflow.db'}"
+            BAKEOFF_FEATURE_STORE=str(place / "features"), MLFLOW_TRACKING_URI=f"sqlite:///{database}"
         )
 
 

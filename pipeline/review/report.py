@@ -1,4 +1,4 @@
-"""A review as JSON, as Markdown and as one HTML file: the verdict first, then what a reviewer signs, then everything."""
+"""A review as JSON, Markdown and one HTML file: the verdict first, then what a reviewer signs, then everything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import artifacts
+from pipeline.leaderboard import UNDEFINED
 from pipeline.review import causes, plan, replay, verdicts
 from pipeline.review.audit import Review
 from pipeline.review.verdicts import CLOSE, DIVERGED, EQUIVALENT, IDENTICAL, VERDICTS, Metric, ReviewParams
@@ -57,7 +58,8 @@ def headline(review: Review) -> str:
     parts = [f"{HEADLINES[review.verdict]}: {_counts(review)}"]
     reasons = review.causes or tuple(one for one in review.findings if review.verdict == DIVERGED)
     if reasons:
-        parts.append("; ".join(dict.fromkeys(f"{one.kind} ({one.stage})" if one.stage else one.kind for one in reasons)))
+        named = (f"{one.kind} ({one.stage})" if one.stage else one.kind for one in reasons)
+        parts.append("; ".join(dict.fromkeys(named)))
     if review.left_out:
         parts.append(f"{len(review.left_out)} stages were not replayed")
     return ". ".join(parts)
@@ -142,10 +144,12 @@ def _reasons(review: Review) -> list[str | Table | tuple[str, ...]]:
         content += ["Packages that are not those of requirements.lock:", tuple(review.environment_notes)]
     if review.not_recomputed:
         names = ", ".join(review.not_recomputed)
-        content.append(f"Committed metrics not computed once more, because the claimed predictions are not here: {names}.")
+        content.append(f"Committed metrics not computed again, because the claimed predictions are not here: {names}.")
     if not content:
-        content.append("Nothing diverged; lock, params, code and data of the revision belong together, and the committed "
-                       "metrics are those of the claimed predictions.")  # fmt: skip
+        content.append(
+            "Nothing diverged; lock, params, code and data of the revision belong together, and the committed metrics "
+            "are those of the claimed predictions."
+        )
     return content
 
 
@@ -160,7 +164,7 @@ def _metrics(review: Review) -> Table:
 
 def _outputs(review: Review) -> Table:
     rows = [
-        (one.stage, one.path, one.verdict, one.basis, (one.claimed or "–")[:12], (one.replayed or "–")[:12],
+        (one.stage, one.path, one.verdict, one.basis, (one.claimed or UNDEFINED)[:12], (one.replayed or UNDEFINED)[:12],
          "; ".join(one.notes))
         for one in review.outputs
     ]  # fmt: skip
@@ -172,7 +176,8 @@ def _stages(review: Review) -> Table:
         (one.stage, replay.spoken(one.seconds), (one.failure or "").replace("\n", " / ") or "ran to its end")
         for one in review.executed
     ]
-    return Table(("stage", "took", "how it ended"), [*rows, *((name, "–", why) for name, why in review.left_out.items())])
+    rows += [(name, UNDEFINED, f"not replayed: {why}") for name, why in review.left_out.items()]
+    return Table(("stage", "took", "how it ended"), rows)
 
 
 def _environment(review: Review, environment: Mapping[str, Any]) -> Table:
@@ -190,12 +195,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
 def _rules(params: ReviewParams) -> Iterable[str]:
     tolerance, equivalence = params.tolerance, params.equivalence
     yield f"{IDENTICAL}: the same bytes, by the digest in dvc.lock, or of the file in git."
-    yield (f"{CLOSE}: every number differs by at most {tolerance.absolute:g} + {tolerance.relative:g} x the claimed one; "
-           f"of a run, every probability. Where only the digest of the claim is left, the committed metrics of the runs "
-           f"made from it decide.")  # fmt: skip
-    yield (f"{EQUIVALENT}: the {equivalence.confidence:.0%} interval of the difference in a metric, by the paired "
-           f"bootstrap over the test images ({equivalence.bootstrap_samples} resamples), lies within "
-           f"±{equivalence.margin:g}; tables and figures follow the runs they are made from.")  # fmt: skip
+    yield (
+        f"{CLOSE}: every number differs by at most {tolerance.absolute:g} + {tolerance.relative:g} x the claimed one; "
+        "of a run, every probability. Where only the digest of the claim is left, the committed metrics of the runs "
+        "made from it decide."
+    )
+    yield (
+        f"{EQUIVALENT}: the {equivalence.confidence:.0%} interval of the difference in a metric, by the paired "
+        f"bootstrap over the test images ({equivalence.bootstrap_samples} resamples), lies within "
+        f"±{equivalence.margin:g}; tables and figures follow the runs they are made from."
+    )
     yield f"{DIVERGED}: everything else. Its cause is sought at the first stages that diverged: {_kinds()}."
 
 
@@ -258,7 +267,7 @@ def page(title: str, sections: Iterable[Section]) -> str:
             else:
                 body.append(f"<p>{html.escape(part)}</p>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE.replace("COLOR", color)}</style>'
-    return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
 def _table(table: Table) -> str:
@@ -276,7 +285,8 @@ def summary(review: Review, places: Sequence[Path]) -> str:
     lines += [f"  found: {one.kind}, {one.stage}: {one.text}" for one in review.findings if one not in review.causes]
     lines += [f"  {one.verdict}: {one.path} ({one.stage}){_because(one.notes)}"
               for one in review.outputs if one.verdict == DIVERGED]  # fmt: skip
-    lines += [_line(one) for one in review.metrics if one.verdict == DIVERGED and one.name in (*SHOWN_METRICS, "run")]
+    told = (*SHOWN_METRICS, "run")
+    lines += [_line(one) for one in review.metrics if one.verdict == DIVERGED and one.name in told]
     lines.append(f"to read and sign: {', '.join(map(str, places))}")
     return "\n".join(lines)
 
@@ -286,4 +296,5 @@ def _because(notes: Sequence[str]) -> str:
 
 
 def _line(one: Metric) -> str:
-    return f"  {one.verdict}: {one.run} {one.name} {verdicts.shown(one.replayed)}, claimed {verdicts.shown(one.claimed)}"
+    sides = [verdicts.shown(value) for value in (one.replayed, one.claimed)]
+    return f"  {one.verdict}: {one.run} {one.name} {sides[0]}, claimed {sides[1]}"

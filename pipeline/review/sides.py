@@ -1,4 +1,4 @@
-"""The two sides of a review: the clone that is replayed, and what is claimed, by digest and, where possible, by bytes."""
+"""The two sides of a review: the clone that is replayed, and what is claimed, by digest and if possible by bytes."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def read_claims(clone: Path) -> dict[str, Claim]:
     """Return the claims of the revision in a clone. Raises ReviewError if it has no dvc.lock."""
     path = clone / locks.LOCK
     if not path.is_file():
-        raise ReviewError(f"There is no {locks.LOCK} at that revision: nothing is claimed, so there is nothing to review")
+        raise ReviewError(f"There is no {locks.LOCK} at that revision: nothing is claimed, so nothing can be reviewed")
     return locks.claims(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import yaml
 from pipeline import artifacts, params
 from pipeline.errors import BakeoffError
 from pipeline.review import clones, evidence, locks, materials
-from pipeline.review.delta import Combination
+from pipeline.review.delta import FACTORS, Combination
 from pipeline.review.replay import without_places
 
 CODE = ("pipeline", "dvc.yaml")
@@ -63,13 +63,12 @@ def read(project: Path, revision: str) -> Revision:
 
 def changed(first: Revision, second: Revision) -> list[str]:
     """Return which factors differ between two revisions."""
-    same = {"data": first.data == second.data, "params": first.params == second.params, "code": first.code == second.code}
-    return [name for name, equal in same.items() if not equal]
+    return [name for name in FACTORS if getattr(first, name) != getattr(second, name)]
 
 
 def build(project: Path, first: Revision, second: Revision, combination: Combination, destination: Path) -> Path:
     """Check a combination out, with its raw data; return the project in it. Raises ReviewError if it has none."""
-    of = {name: second if name in combination else first for name in ("data", "params", "code")}
+    of = {name: second if name in combination else first for name in FACTORS}
     clone = clones.clone(project, of["code"].commit, destination)
     clones.git(clone, "checkout", "--quiet", of["params"].commit, "--", str(params.PARAMS_FILE))
     if of["data"] is not of["code"]:
@@ -88,7 +87,7 @@ def build(project: Path, first: Revision, second: Revision, combination: Combina
 
 
 def _tracks(revision: Revision, path: str) -> bool:
-    """Whether git or DVC has the data of a path at a revision; otherwise there is only one version of it, the present."""
+    """Whether git or DVC has the data of a path at a revision; if not, the present version is the only one."""
     listed = [line.partition("\t")[2] for line in revision.data.splitlines()]
     return any(locks.related(path, name) or name == f"{path}.dvc" for name in listed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, leaderboard
 from pipeline.params import Block
 from pipeline.review import closeness, equivalence
 from pipeline.review.closeness import ToleranceParams
@@ -142,14 +141,19 @@ def run(
         return DIVERGED, ["other numbers of candidates or images than claimed"], {}
     largest = max(closeness.largest_difference(*pair) for pair in _pairs(before, after))
     changed = equivalence.changed_predictions(before.test, after.test)
-    notes = [f"probabilities differ by at most {largest:.3g}; another class for {changed} of {len(after.test)} test images"]
+    notes = [f"probabilities differ by at most {largest:.3g}, the class of {changed} of {len(after.test)} test images"]
     if records[0].selected != records[1].selected:
         names = [record.candidates[record.selected].name for record in records]
         notes.append(f"validation selects {names[1]} instead of {names[0]}")
     differences = {}
     if truth is not None:
         differences = equivalence.differences(
-            before.test, after.test, truth.labels, names=truth.metrics, positive=truth.positive, params=params.equivalence
+            before.test,
+            after.test,
+            truth.labels,
+            names=truth.metrics,
+            positive=truth.positive,
+            params=params.equivalence,
         )
     if before.repeats == after.repeats and all(params.tolerance.close(*pair) for pair in _pairs(before, after)):
         return CLOSE, notes, differences
@@ -161,7 +165,7 @@ def run(
 
 
 def _other_record(claimed: artifacts.Record, replayed: artifacts.Record) -> list[str]:
-    """Return how two records are not of the same method, classes or parameters; numbers that training gave may differ."""
+    """Return how two records are not of the same method, classes or parameters; what training gave may differ."""
 
     def told(record: artifacts.Record) -> dict[str, Any]:
         wanted = ("stage", "network", "method", "classes", "parameters")
@@ -251,7 +255,8 @@ def settled(outputs: Sequence[Output], metrics: Sequence[Metric], pipeline: Pipe
 
 def _by_metrics(one: Output, runs: Collection[str], metrics: Sequence[Metric]) -> Output:
     concerned = [metric for metric in metrics if metric.run in runs or metric.run == "champion"]
-    if runs and {metric.run for metric in concerned} >= set(runs) and worst(m.verdict for m in concerned) in VERDICTS[:2]:
+    known = {metric.run for metric in concerned} >= set(runs)
+    if runs and known and worst(metric.verdict for metric in concerned) in (IDENTICAL, CLOSE):
         note = f"{NOT_AVAILABLE}; every committed metric made from it agrees"
         return replace(one, verdict=CLOSE, basis="committed metrics", notes=(*one.notes, note))
     return one
@@ -277,6 +282,6 @@ def run_name(path: str) -> str:
 
 def shown(value: Any) -> str:
     """Return a claimed or replayed value as a table shows it."""
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return "–"
+    if value is None:
+        return leaderboard.UNDEFINED
     return f"{value:.6g}" if isinstance(value, float) else str(value)
