@@ -189,6 +189,9 @@ def test_a_leak_that_every_replay_repeats_is_no_review_to_sign(project):
     assert set(verdicts_of(found).values()) == {verdicts.IDENTICAL}
     assert found.verdict == verdicts.DIVERGED
     assert [one.kind for one in found.findings] == [causes.LEAK]
+    assert report.headline(found).startswith(
+        "REPRODUCED, with images of the test part in train: of 8 outputs 8 identical"
+    )
 
 
 def test_an_output_edited_by_hand_is_not_taken_for_a_result(project):

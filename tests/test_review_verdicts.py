@@ -39,8 +39,11 @@ def test_the_digest_of_a_directory_does_not_depend_on_how_it_is_listed_and_of_no
 
 
 def test_stages_come_after_what_they_read_whatever_the_order_in_dvc_yaml():
-    stages = [Stage("compare", "c", ("results/runs",), (), ("m.json",)),
-              Stage("fit@a", "f", ("x.npy",), (), ("results/runs/a",)), Stage("make", "m", (), (), ("x.npy",))]  # fmt: skip
+    stages = [
+        Stage("compare", "c", ("results/runs",), (), ("m.json",)),
+        Stage("fit@a", "f", ("x.npy",), (), ("results/runs/a",)),
+        Stage("make", "m", (), (), ("x.npy",)),
+    ]
     found = locks.pipeline(stages)
     assert [stage.name for stage in found.stages] == ["make", "fit@a", "compare"]
     assert found.before["compare"] == {"make", "fit@a"}
@@ -433,8 +436,11 @@ def test_time_left_is_said_by_what_it_is_known_from():
 
 
 def test_quick_leaves_out_the_longest_and_what_cannot_be_made_without_them(tmp_path):
-    stages = [Stage("head@n", "h", (), (), ("results/runs/n-head",)),
-              Stage("sweep@n", "s", (), (), ("results/runs/n-s",)), Stage("compare", "c", ("results/runs",), (), ("m.json",))]  # fmt: skip
+    stages = [
+        Stage("head@n", "h", (), (), ("results/runs/n-head",)),
+        Stage("sweep@n", "s", (), (), ("results/runs/n-s",)),
+        Stage("compare", "c", ("results/runs",), (), ("m.json",)),
+    ]
     pipeline, claimed = locks.pipeline(stages), {"results/runs/n-head": "a"}
 
     def quick(find):

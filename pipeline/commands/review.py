@@ -2,7 +2,7 @@
 
 Clones the revision into a temporary directory, runs every stage there without the run cache, with an empty feature
 store and an MLflow store of its own, and compares what comes out with dvc.lock and the committed metrics. Nothing of
-the project changes but results/review/.
+the project changes but results/review/, and in .cache how long the stages took.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "read of the others is taken as claimed")  # fmt: skip
     parser.add_argument("--against", metavar="REV2", help="compare with what another revision claims")
     parser.add_argument("--quick", action="store_true", help="leave out the longest stages: head, fine_tune, scratch")
-    parser.epilog = ("The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says, "
+    parser.epilog = ("The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says "
                      "and how results are judged stands in params.yaml under review.")  # fmt: skip
 
 
@@ -71,12 +71,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _durations(project: Path, dataset: str) -> dict[str, float]:
-    """Return how long stages took: by earlier replays on this machine, else by MLflow."""
+    """Return how long stages took: by earlier replays on this machine, or by MLflow if there was none."""
+    if known := replay.known_durations(project):
+        return known
+    announce("asking MLflow how long the stages take")
     try:
         logged = reviews.durations(tracking.locate(), dataset)
     except tracking.TrackingError:
-        logged = {}
-    return {name: seconds + SECONDS_TO_START for name, seconds in logged.items()} | replay.known_durations(project)
+        return {}
+    return {name: seconds + SECONDS_TO_START for name, seconds in logged.items()}
 
 
 def _witnessed(dataset: str, records: Collection[str]) -> Mapping[str, Sequence[Mapping[str, str]]]:

@@ -199,6 +199,12 @@ def _judge(request: Request, sides: Sides, skipped: Mapping[str, str]) -> tuple[
                 truth=truth, params=request.params,
             )  # fmt: skip
             outputs.append(one)
+        claim = sides.claims.get(stage.name)
+        gone = [path for path in (claim.outs if claim else ()) if path not in stage.outs]
+        if stage.name in sides.executed:
+            note = "claimed, and no output of this stage any more"
+            outputs += [Output(stage.name, path, verdicts.DIVERGED, "existence", claim.outs[path], None, (note,))
+                        for path in gone]  # fmt: skip
     metrics = _metrics(request, sides, Runs({verdicts.run_name(one.path): one.verdict for one in outputs}, differences))
     return verdicts.settled(outputs, metrics, sides.pipeline), metrics
 

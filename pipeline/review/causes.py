@@ -21,6 +21,7 @@ ENVIRONMENT = "environment"
 NOT_DETERMINISTIC = "non-determinism"
 FABRICATED = "fabricated"
 LEAK = "leak"
+KNOWN_LEAK = "known leak"
 FAILED = "failed"
 UNEXPLAINED = "unexplained"
 

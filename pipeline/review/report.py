@@ -24,6 +24,8 @@ HEADLINES = {
     EQUIVALENT: "REPRODUCED, statistically equivalent",
     DIVERGED: "NOT REPRODUCED",
 }
+# Whatever is reproduced then, is no fair comparison.
+LEAKY = "REPRODUCED, with images of the test part in train"
 # Of every run; all others only where they are not identical, and in review.json.
 SHOWN_METRICS = ("validation_accuracy", "test_accuracy", "test_roc_auc")
 
@@ -55,7 +57,9 @@ def is_signed(place: Path) -> bool:
 
 def headline(review: Review) -> str:
     """Return the verdict in one line."""
-    parts = [f"{HEADLINES[review.verdict]}: {_counts(review)}"]
+    judged = verdicts.worst(one.verdict for one in (*review.outputs, *review.metrics))
+    leaky = judged != DIVERGED and any(one.kind == causes.LEAK for one in review.findings)
+    parts = [f"{LEAKY if leaky else HEADLINES[review.verdict]}: {_counts(review)}"]
     reasons = review.causes or tuple(one for one in review.findings if review.verdict == DIVERGED)
     if reasons:
         named = (f"{one.kind} ({one.stage})" if one.stage else one.kind for one in reasons)
@@ -106,7 +110,7 @@ def write(
     paths = [place / name for name in NAMES]
     artifacts.write_text(paths[0], markdown(headline(review), sections))
     artifacts.write_json(paths[1], content)
-    artifacts.write_text(paths[2], page(headline(review), sections))
+    artifacts.write_text(paths[2], page(headline(review), sections, good=review.verdict != DIVERGED))
     return paths
 
 
@@ -253,9 +257,9 @@ tr.diverged td { background: #fbeaea }
 """
 
 
-def page(title: str, sections: Iterable[Section]) -> str:
-    """Return sections as one HTML file that needs no other."""
-    color = "#b3261e" if title.startswith(HEADLINES[DIVERGED]) else "#2e7d32"
+def page(title: str, sections: Iterable[Section], *, good: bool) -> str:
+    """Return sections as one HTML file that needs no other; the title is marked by whether the news is good."""
+    color = "#2e7d32" if good else "#b3261e"
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
