@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import reviewed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reviewed import commit, edit, git
 
@@ -48,6 +48,7 @@ def test_what_only_happens_together_is_shown_as_such_and_shared_equally():
     assert found.readings[0].shares == pytest.approx({DATA: 0.5, PARAMS: 0.0, CODE: 0.5})
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=8))
 def test_shares_are_shapley_values_by_their_other_formula_and_add_up(numbers):
     """Independently: each dividend of the interactions is divided equally among its members (Harsanyi 1963)."""

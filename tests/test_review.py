@@ -310,7 +310,7 @@ def test_the_command_writes_a_review_to_sign_and_does_not_overwrite_a_signed_one
     assert text.index("Signature") < text.index("## Metrics")
     content = json.loads((place / "review.json").read_text(encoding="utf-8"))
     assert content["verdict"] == "identical"
-    assert content["environment"] == provenance.environment()
+    assert provenance.environment()["numpy"] in json.dumps(content["environment"])
     page = (place / "review.html").read_text(encoding="utf-8")
     assert "REPRODUCED, identical" in page
     assert "http" not in page

@@ -168,7 +168,7 @@ def test_the_interval_of_a_paired_difference_is_that_of_its_own_resamples():
     after = before.copy()
     right = np.flatnonzero(before.argmax(axis=1) == labels)[:20]
     after[right] = after[right][:, ::-1]
-    found = paired(before, after, labels, bootstrap_samples=20000)["accuracy"]
+    found = paired(before, after, labels, bootstrap_samples=5000)["accuracy"]
     assert found.replayed - found.claimed == pytest.approx(-20 / 400)
     error = np.sqrt(0.05 * 0.95 / 400)
     assert (found.low, found.high) == pytest.approx((-0.05 - 1.96 * error, -0.05 + 1.96 * error), abs=0.003)

@@ -27,7 +27,7 @@ FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "DVC_ROOT", "DVC_STAGE"
 def temporary_place() -> Iterator[Path]:
     """Yield a temporary directory, removed at the end however that comes: SIGTERM raises KeyboardInterrupt as Ctrl-C.
 
-    It lies where TMPDIR says; a review of the default data set fills about two gigabytes.
+    It lies where TMPDIR says; a review of the default data set fills up to two gigabytes.
     """
     # Resolved: DVC compares paths, and on some systems the temporary directory is behind a link.
     with _stopped_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="bakeoff-review-") as place:

@@ -24,6 +24,8 @@ HEADLINES = {
     EQUIVALENT: "REPRODUCED, statistically equivalent",
     DIVERGED: "NOT REPRODUCED",
 }
+# A longer list, such as that of all packages, is for review.json.
+MOST_ENTRIES = 40
 # Whatever is reproduced then, is no fair comparison.
 LEAKY = "REPRODUCED, with images of the test part in train"
 # Of every run; all others only where they are not identical, and in review.json.
@@ -190,7 +192,9 @@ def _environment(review: Review, environment: Mapping[str, Any]) -> Table:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and len(value) > MOST_ENTRIES:
+            yield f"{prefix}{name}", f"{len(value)} entries, in {NAMES[1]}"
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
