@@ -1,6 +1,7 @@
 # Needs git, make and a Python 3.11-3.13 with venv. Everything else goes into $(VENV), from the lock file, by hash.
 #
 #   PYTHON=/path/to/python3.12   builds the environment with that Python
+#   REV=v1.0                     of make review: the revision that is reviewed
 #   GPU=1                        uses an environment with CUDA libraries, in .venv-gpu, from requirements-gpu.lock
 
 ifeq ($(GPU),1)
@@ -22,7 +23,7 @@ RUN = @PATH="$$PWD/$(VENV)/bin:$$PATH"
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help repro test ui demo bench clean-features environment lock
+.PHONY: help repro review test ui demo bench clean-features environment lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +39,10 @@ repro: ## run what changed of the pipeline and show the comparison; everything t
 	@echo
 	$(RUN) python -m pipeline lock
 	@echo 'Look next at results/leaderboard.md, results/figures/, and at every run and candidate with: make ui'
+
+review: ## replay HEAD, or REV=..., from nothing, judge it by what it claims, and write what a reviewer signs
+	$(ENVIRONMENT)
+	$(RUN) python -m pipeline review $(REV)
 
 test: ## run the tests; with SLOW=1 also those that take minutes each
 	$(ENVIRONMENT)

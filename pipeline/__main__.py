@@ -53,6 +53,8 @@ COMMANDS: dict[str, str] = {
     "clean-features": "remove the kept computations of frozen networks",
     "prune": "remove results that params.yaml no longer declares",
     "lock": "compare dvc.lock with the committed one",
+    "review": "replay a revision and judge it by its claims",
+    "explain-delta": "say why a metric differs between two revisions",
 }
 
 

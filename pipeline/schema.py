@@ -30,6 +30,7 @@ from pipeline import (
 from pipeline.backbones import choice as backbones
 from pipeline.backbones.table import BACKBONES
 from pipeline.classifiers import table as classifiers
+from pipeline.review import verdicts
 from pipeline.stages import as_is, scratch
 from pipeline.training import heads, unfreezing
 from pipeline.training.fitting import TrainingError
@@ -69,6 +70,7 @@ BLOCKS: dict[str, type[params.Block]] = {
     "scratch": ScratchBlock,
     "explain": ExplainBlock,
     "compare": statistics.CompareParams,
+    "review": verdicts.ReviewParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
 

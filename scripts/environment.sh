@@ -15,6 +15,7 @@ cd "$root"
 # figures of the environment for a GPU are an estimate.
 case $goal in
     repro) work='the whole pipeline' minutes=15 megabytes=1300 ;;
+    review) work='the replay' minutes=16 megabytes=2500 ;;
     demo) work='the pipeline on 200 images' minutes=3 megabytes=300 ;;
     test) work='the tests' minutes=8 megabytes=500 ;;
     bench) work='the benchmarks' minutes=150 megabytes=1500 ;;
@@ -53,7 +54,7 @@ check_git() {
     command -v git >/dev/null || stop "git not found: install it; DVC needs it."
     if [ -e .git ]; then return; fi
     case $goal in
-        repro | demo)
+        repro | demo | review)
             stop "This folder is no git clone, and DVC needs one. Clone the project, or make this copy a repository:
     git init && git add --all && git commit --message 'Source archive'
 Without one, 'make help' and 'make test' work (tests that need a clone are skipped)." ;;

@@ -17,12 +17,12 @@ from pipeline import provenance
 
 PACKAGE = provenance.ROOT / "pipeline"
 
-TEST_LABELS = {"read_test_labels": {"artifacts.py", "stages/compare.py"}, "_read_part": {"artifacts.py"}}
+TEST_LABELS = {"read_test_labels": {"artifacts.py", "stages/compare.py", "review/evidence.py"}, "_read_part": {"artifacts.py"}}
 
 # Where the labels of the test part stand, as names and as paths; and who may read them there.
 SPLIT_NAMES = {"MANIFEST", "MANIFEST_COLUMNS", "SPLIT", "INPUTS"}
 SPLIT_PATHS = r"(\S*/)?data/split(/\S*)?|\S*manifest\.csv"
-SPLIT_READERS = {"artifacts.py"}
+SPLIT_READERS = {"artifacts.py", "review/evidence.py"}
 CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS"}, r"\S*catalog\.csv"
 CATALOG_READERS = {"artifacts.py", "datasets/__init__.py", "stages/dataset.py", "stages/split.py",
                    "commands/split_seeds.py"}  # fmt: skip

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("activations", "augmentation_sheet", "calibration_table", "comparison", "explain_figures", "image_files"),
     ("leaderboard_tables", "views"),
     ("network_inputs",),
-    ("network_runs", "predictor"),
+    ("network_runs", "predictor", "review"),
     ("stages",),
     ("schema",),
     ("commands",),

@@ -1,0 +1,168 @@
+"""An explained difference as text, Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import artifacts
+from pipeline.leaderboard import UNDEFINED
+from pipeline.review import report
+from pipeline.review.delta import NOTHING, Attribution, Combination, attribute, ordered
+from pipeline.review.report import Section, Table
+from pipeline.review.variants import Outcome
+
+NAMES = ("delta.md", "delta.json")
+
+
+class Delta(NamedTuple):
+    """Two revisions as they were called, their commits, the factors that differ, and what came of every combination."""
+
+    names: tuple[str, str]
+    commits: tuple[str, str]
+    changed: tuple[str, ...]
+    outcomes: Mapping[Combination, Outcome]
+
+    def attributions(self) -> dict[tuple[str, str], Attribution | None]:
+        """Return {(run or champion, metric): attribution}, None where one of the two revisions does not have it.
+
+        Nothing if one of them has no result at all.
+        """
+        built = {some: outcome.values for some, outcome in self.outcomes.items() if outcome.values is not None}
+        keys = dict.fromkeys(key for values in built.values() for key in sorted(values))
+        ends = (frozenset(), frozenset(self.changed))
+        if not all(end in built for end in ends):
+            return {}
+        shown = [key for key in keys if any(key in built[end] for end in ends)]
+        found = {key: {some: values[key] for some, values in built.items() if key in values} for key in shown}
+        return {key: attribute(values, self.changed) for key, values in found.items()}
+
+    def other_test(self) -> list[Combination]:
+        """Return the combinations whose test images are not those of the first revision."""
+        first = self.outcomes[frozenset()].test
+        return [some for some, outcome in self.outcomes.items() if outcome.values is not None and outcome.test != first]
+
+
+def named(some: Combination, delta: Delta) -> str:
+    """Return a combination in words."""
+    if not some:
+        return f"everything of {delta.names[0]}"
+    if some == frozenset(delta.changed):
+        return f"everything of {delta.names[1]}"
+    return f"{together(some)} of {delta.names[1]}, the rest of {delta.names[0]}"
+
+
+def together(some: Combination) -> str:
+    return " and ".join(ordered(some))
+
+
+def sentence(key: tuple[str, str], found: Attribution | None) -> str:
+    """Return what moved one metric, in one sentence."""
+    what = f"{key[0]} test {key[1]}"
+    if found is None:
+        return f"{what}: only one of the two revisions has it"
+    moved = f"{what}: {found.before:.4f} -> {found.after:.4f} ({found.total:+.4f})"
+    readings = ["; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
+                for reading in found.readings]  # fmt: skip
+    joint = [f"{together(some)} {effect:+.4f}" for some, effect in found.together.items()]
+    only = f" (of this only together: {'; '.join(joint)})" if joint else ""
+    return f"{moved} = {', or '.join(readings)}{only}"
+
+
+def summary(delta: Delta) -> str:
+    """Return what the console says: one line a metric, then what could not be combined."""
+    found = delta.attributions()
+    still = [key for key, one in found.items() if one is not None and not _moves(one)]
+    lines = [sentence(key, one) for key, one in found.items() if key not in still]
+    if still:
+        lines.append(f"did not move, in no combination: {', '.join(f'{run} test {metric}' for run, metric in still)}")
+    return "\n".join([*lines, *_cautions(delta)])
+
+
+def _moves(one: Attribution) -> bool:
+    """Whether a metric differs between the revisions, or any change alone would have moved it."""
+    shares = [share for reading in one.readings for share in reading.shares.values()]
+    return any(abs(effect) > NOTHING for effect in (one.total, *shares, *one.alone.values(), *one.together.values()))
+
+
+def _cautions(delta: Delta) -> list[str]:
+    whole = (frozenset(), frozenset(delta.changed))
+    found = [f"{'does not run' if some in whole else 'cannot be combined'}: {named(some, delta)}: {outcome.reason}"
+             for some, outcome in delta.outcomes.items() if outcome.values is None]  # fmt: skip
+    if others := delta.other_test():
+        names = "; ".join(named(some, delta) for some in others)
+        found.append(f"measured on other test images than {delta.names[0]}: {names}")
+    blocks = {block for one in delta.attributions().values() if one for each in one.readings for block in each.shares}
+    if joint := sorted(together(block) for block in blocks if len(block) > 1):
+        found.append(f"changes only together, so its share cannot be divided: {', '.join(joint)}")
+    return found
+
+
+def write(place: Path, delta: Delta) -> list[Path]:
+    """Write the difference as Markdown and JSON and return the paths."""
+    paths = [place / name for name in NAMES]
+    title = f"Why {delta.names[1]} differs from {delta.names[0]}: {', '.join(delta.changed)} changed"
+    artifacts.write_text(paths[0], report.markdown(title, _sections(delta)))
+    artifacts.write_json(paths[1], as_json(delta))
+    return paths
+
+
+def _sections(delta: Delta) -> list[Section]:
+    found = delta.attributions()
+    rows = [(*key, *_row(one)) for key, one in found.items()]
+    shares = Table(("run", "test metric", delta.names[0], delta.names[1], "change", "by", "only together"), rows)
+    champion = [key for key in found if key[0] == "champion"]
+    built: list[Sequence[str]] = []
+    for some, outcome in delta.outcomes.items():
+        scores = [f"{key[1]} {outcome.values[key]:.4f}" for key in champion if outcome.values and key in outcome.values]
+        built.append((named(some, delta), ", ".join(scores) or outcome.reason))
+    return [
+        Section("Shares", [shares, *([tuple(_cautions(delta))] if _cautions(delta) else [])]),
+        Section("Combinations", [Table(("combination", "champion on test, or why there is no result"), built)]),
+        Section("How this was divided", [
+            "Each share is the effect of a change, averaged over the orders in which data, params and code can change "
+            "from one revision to the other (Shapley value); shares add up to the change. A difference of one image "
+            "in the test part is no effect that another split would show as well: `review` tells how sure a metric is.",
+        ]),
+    ]  # fmt: skip
+
+
+def _row(one: Attribution | None) -> tuple[str, ...]:
+    if one is None:
+        return (UNDEFINED, UNDEFINED, UNDEFINED, "only one of the two has it", "")
+    if not _moves(one):
+        return (f"{one.before:.4f}", f"{one.after:.4f}", "0", "nothing moves it", "")
+    by = " / ".join("; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
+                    for reading in one.readings)  # fmt: skip
+    joint = "; ".join(f"{together(some)} {effect:+.4f}" for some, effect in one.together.items())
+    return (f"{one.before:.4f}", f"{one.after:.4f}", f"{one.total:+.4f}", by, joint)
+
+
+def as_json(delta: Delta) -> dict[str, Any]:
+    """Return everything as one JSON value; sets of factors are joined by ` and `."""
+    return {
+        "revisions": dict(zip(("first", "second"), delta.names, strict=True)),
+        "commits": dict(zip(("first", "second"), delta.commits, strict=True)),
+        "changed": list(delta.changed),
+        "combinations": {
+            together(some) or "none": {
+                "reason": outcome.reason,
+                "test_images": outcome.test,
+                "values": {f"{run} {metric}": value for (run, metric), value in (outcome.values or {}).items()},
+            }
+            for some, outcome in delta.outcomes.items()
+        },
+        "metrics": {
+            " ".join(key): None if one is None else {
+                "before": one.before,
+                "after": one.after,
+                "shares": [{together(block): share for block, share in each.shares.items()} for each in one.readings],
+                "orders": [each.orders for each in one.readings],
+                "alone": dict(one.alone),
+                "only_together": {together(some): effect for some, effect in one.together.items()},
+            }
+            for key, one in delta.attributions().items()
+        },
+        "cautions": _cautions(delta),
+    }  # fmt: skip

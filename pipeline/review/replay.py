@@ -1,0 +1,177 @@
+"""Execute the stages of a clone once, from nothing, and say how long the rest will take."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.progress import announce
+from pipeline.review import clones, locks, materials
+from pipeline.review.locks import Stage
+
+# Of earlier replays on this machine, in the project's git-ignored cache; times are in no output of DVC.
+DURATIONS = Path(".cache/review/durations.json")
+SECONDS_BETWEEN_LINES = 30.0
+TAIL_LINES = 15
+# How much slower or faster than before a whole replay is believed to be: short stages say little of long ones.
+MOST_UNEXPECTED = 3.0
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One execution of a stage. ``digests``: of its outputs, None for one that is not there. ``failure``: the end of
+    what it said if it failed, else None."""
+
+    stage: str
+    seconds: float
+    digests: Mapping[str, str | None]
+    failure: str | None
+
+
+@dataclass
+class Clock:
+    """How long stages take: ``known`` from before, ``done`` in this replay."""
+
+    known: Mapping[str, float]
+    done: dict[str, float] = field(default_factory=dict)
+
+    def left(self, waiting: Sequence[str], *, running: float = 0.0) -> str:
+        """Return, in words, how long the stages in ``waiting`` take, of which the first has run for ``running``.
+
+        By earlier durations, scaled by how this replay compares with them; by the number of stages without any.
+        """
+        unknown = [name for name in waiting if name not in self.known]
+        if not waiting:
+            return "nothing left"
+        if unknown and not self.done:
+            return f"{len(waiting)} stages left; nobody knows yet how long they take"
+        measured = [name for name in self.done if name in self.known]
+        before = sum(self.known[name] for name in measured)
+        pace = sum(self.done[name] for name in measured) / before if before > 0 else 1.0
+        pace = min(max(pace, 1 / MOST_UNEXPECTED), MOST_UNEXPECTED)
+        seconds = pace * sum(self.known.get(name, 0.0) for name in waiting)
+        if unknown:
+            seconds += len(unknown) * sum(self.done.values()) / len(self.done)
+        how = "" if not unknown else (
+            " by the number of stages, which differ in length" if len(unknown) == len(waiting)
+            else f", {len(unknown)} of {len(waiting)} stages guessed"
+        )  # fmt: skip
+        return f"about {spoken(max(seconds - running, 0.0))} left{how}"
+
+
+class Replay:
+    """Executes stages in a clone. Nothing is taken from anywhere else: no run cache, an empty feature store, an MLflow
+    store of its own. ``place``: a temporary directory of this object's own."""
+
+    def __init__(self, clone: Path, place: Path, clock: Clock):
+        self.clone = clone
+        self.clock = clock
+        self._place = place
+        place.mkdir(parents=True, exist_ok=True)
+
+    def execute(self, stage: Stage, *, waiting: Sequence[str], count: str) -> Executed:
+        """Run a stage as dvc.yaml says, its outputs removed first, and digest what it wrote.
+
+        ``waiting``: names of the stages after it. ``count``: which one of how many it is, for the console.
+        """
+        for path in stage.outs:
+            materials.remove(self.clone / path)
+        announce(f"[{count}] {stage.name}: {self.clock.left([stage.name, *waiting])}")
+        done = self._run(stage, self._environment("first"), waiting=waiting)
+        self.clock.done[stage.name] = done.seconds
+        return done
+
+    def repeat(self, stage: Stage) -> Executed:
+        """Run a stage once more on the inputs that lie in the clone; its outputs there stay those of the first time.
+
+        With empty caches: what the first run kept must not make the second one equal.
+        """
+        aside = self._place / "aside"
+        kept = [path for path in (*stage.outs, ".cache") if (self.clone / path).exists()]
+        for path in kept:
+            _move(self.clone / path, aside / path)
+        try:
+            announce(f"{stage.name} once more: is it deterministic?")
+            return self._run(stage, self._environment("second"), waiting=())
+        finally:
+            for path in (*stage.outs, ".cache"):
+                materials.remove(self.clone / path)
+            for path in kept:
+                _move(aside / path, self.clone / path)
+
+    def _run(self, stage: Stage, environment: Mapping[str, str], *, waiting: Sequence[str]) -> Executed:
+        log = self._place / "log.txt"
+        log.unlink(missing_ok=True)
+        started = time.monotonic()
+        said = [started]
+
+        def tick() -> None:
+            now = time.monotonic()
+            left = self.clock.left([stage.name, *waiting], running=now - started)
+            text = f"{stage.name}: {spoken(now - started)}; {left}"
+            if sys.stderr.isatty():
+                print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            elif now - said[0] >= SECONDS_BETWEEN_LINES:
+                said[0] = now
+                announce(text)
+
+        try:
+            status = clones.run(stage.command, cwd=self.clone, environment=environment, log=log, tick=tick)
+        finally:
+            if sys.stderr.isatty():
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+        seconds = time.monotonic() - started
+        digests = {path: locks.digest(self.clone / path) for path in stage.outs}
+        return Executed(stage.name, seconds, digests, self._failure(log, status))
+
+    def _failure(self, log: Path, status: int) -> str | None:
+        if status == 0:
+            return None
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TAIL_LINES:]
+        return without_places("\n".join(lines), self.clone) or f"status {status}, without a word"
+
+    def _environment(self, name: str) -> dict[str, str]:
+        place = self._place / name
+        (place / "mlflow").mkdir(parents=True, exist_ok=True)
+        database = place / "mlflow" / "mlflow.db"
+        return clones.environment(
+            BAKEOFF_FEATURE_STORE=str(place / "features"), MLFLOW_TRACKING_URI=f"sqlite:///{database}"
+        )
+
+
+def without_places(text: str, clone: Path) -> str:
+    """Return what a stage said without the places of this machine, so that a review can be committed."""
+    for place, name in ((clone, "."), (Path(sys.prefix), "<environment>"), (Path().absolute(), "<project>"),
+                        (Path.home(), "~")):  # fmt: skip
+        text = text.replace(str(place), name) if len(str(place)) > 1 else text
+    return text
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration as people say it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def known_durations(project: Path) -> dict[str, float]:
+    """Return {stage: seconds} of earlier replays; nothing where there were none, or where the file is damaged."""
+    try:
+        found = json.loads((project / DURATIONS).read_text(encoding="utf-8"))
+        return {name: float(seconds) for name, seconds in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def keep_durations(project: Path, done: Mapping[str, float]) -> None:
+    """Add what stages took to what is known of them, for the next replay's guess."""
+    rounded = {name: round(seconds, 1) for name, seconds in done.items()}
+    artifacts.write_json(project / DURATIONS, known_durations(project) | rounded)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
