@@ -5,6 +5,7 @@ Power is the chance that the test finds a difference of this size, at a signific
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -26,13 +27,21 @@ def mcnemar_power(n: int, *, discordance: float, difference: float, alpha: float
 
     if not 0 < discordance <= 1 or not 0 <= difference <= discordance:
         raise ValueError(f"expected 0 <= difference <= discordance <= 1, received {difference}, {discordance}")
-    discordant = np.arange(n + 1)
-    # The largest count of the rarer side whose p-value, twice its tail, is at most alpha; -1 if there is none.
-    critical = binom.ppf(alpha / 2, discordant, 0.5)
-    critical = np.where(2 * binom.cdf(critical, discordant, 0.5) <= alpha, critical, critical - 1)
+    discordant, critical = np.arange(n + 1), _critical(n, alpha)
     favorable = (1 + difference / discordance) / 2
     refused = binom.cdf(critical, discordant, favorable) + binom.cdf(critical, discordant, 1 - favorable)
     return float((binom.pmf(discordant, n, discordance) * np.where(critical < 0, 0.0, refused)).sum())
+
+
+@functools.cache
+def _critical(n: int, alpha: float) -> np.ndarray:
+    """Return for m = 0..n discordant images the largest count of the rarer side that refuses equality; -1 for none."""
+    from scipy.stats import binom
+
+    discordant = np.arange(n + 1)
+    # The two-sided p-value of a count below half is twice its tail.
+    found = binom.ppf(alpha / 2, discordant, 0.5)
+    return np.where(2 * binom.cdf(found, discordant, 0.5) <= alpha, found, found - 1)
 
 
 def smallest_paired_difference(n: int, *, discordance: float, alpha: float, power: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import leaderboard, resplits, seeds, splits
+from pipeline import leaderboard, metrics, resplits, seeds, splits
 from pipeline.artifacts import ArtifactError
 from pipeline.classifiers import family
 from pipeline.fairness import power, variance
@@ -23,16 +23,15 @@ POWER = 0.8  # with which a difference is to be found: what most sample sizes ar
 
 @dataclass(frozen=True)
 class Fitted:
-    """One family: ``test`` accuracies and ``validation`` scores, (splits, trainings, candidates), and which candidate
-    validation ``selected``, int (splits, trainings)."""
+    """One family: ``test`` accuracies and ``validation`` scores, more is better, (splits, trainings, candidates), and
+    which candidate validation ``selected``, int (splits, trainings)."""
 
     test: np.ndarray
     validation: np.ndarray
     selected: np.ndarray
 
     @classmethod
-    def empty(cls, splits: int, trainings: int, candidates: int) -> Fitted:
-        shape = (splits, trainings, candidates)
+    def empty(cls, *shape: int) -> Fitted:
         return cls(np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape[:2], dtype=np.int64))
 
     @property
@@ -74,11 +73,13 @@ def _fit(study: Study, divided: Sequence[np.ndarray]) -> dict[str, Fitted]:
         for split, name in itertools.product(range(len(divided)), study.families)
         for training in range(trainings[name])
     ]
+    metric = study.given.block("selection", metrics.SelectionParams).metric
+    sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
     for split, name, training in progress(jobs, total=len(jobs), label="variance", unit="sweeps"):
         seed = seeds.repeat_seed(study.seed, training + 1)
         sweep = resplits.sweep(study.given, name, study.pool, divided[split], seed=seed, candidates=candidates[name])
         found[name].selected[split, training] = sweep.selected
-        found[name].validation[split, training] = sweep.scores
+        found[name].validation[split, training] = sign * sweep.scores
         found[name].test[split, training] = [
             resplits.hits(sweep, candidate, study.pool, divided[split]).mean()
             for candidate in range(len(candidates[name]))
