@@ -55,7 +55,7 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
 def variance_plot(found: Mapping[str, Any], path: Path) -> None:
     """Draw the shares of variance of every family as one bar: of all candidates, and of the selected ones."""
     families = found["sources"]["families"]
-    crossed = f"{variance.SPLIT}{variance.SEPARATOR}{variance.CANDIDATE}"
+    crossed = f"{variance.SPLIT_FACTOR}{variance.SEPARATOR}{variance.CANDIDATE_FACTOR}"
     names = (*variance.FACTORS, crossed, "rest")
     bars = []
     for name, one in families.items():

@@ -161,7 +161,7 @@ def _variance_finding(found: Mapping[str, Any]) -> str:
         ]
     if not isinstance(found["sources"], str):
         said = [
-            f"{name} {size(one['selected']['components'][variance.SPLIT]['sd'])} points"
+            f"{name} {size(one['selected']['components'][variance.SPLIT_FACTOR]['sd'])} points"
             for name, one in found["sources"]["families"].items()
         ]
         sentences.append(f"Standard deviation of test accuracy over draws of the split: {', '.join(said)}.")
@@ -177,8 +177,8 @@ def _selected(sources: Mapping[str, Any]) -> Table:
             [
                 name,
                 percent(selected["accuracy"]),
-                size(by[variance.SPLIT]["sd"]),
-                size(by[variance.SEED]["sd"]) if one["draws"] else "0, draws nothing",
+                size(by[variance.SPLIT_FACTOR]["sd"]),
+                size(by[variance.SEED_FACTOR]["sd"]) if one["draws"] else "0, draws nothing",
                 size(selected["sampling_sd"]),
                 percent(sources["best_on_test"][name], digits=0),
                 f"{selected['different_candidates']} of {one['candidates']}",
@@ -191,7 +191,7 @@ def _selected(sources: Mapping[str, Any]) -> Table:
 
 
 def _components(sources: Mapping[str, Any]) -> Table:
-    shown_apart = (*variance.FACTORS, f"{variance.SPLIT}{variance.SEPARATOR}{variance.CANDIDATE}")
+    shown_apart = (*variance.FACTORS, f"{variance.SPLIT_FACTOR}{variance.SEPARATOR}{variance.CANDIDATE_FACTOR}")
     rows = []
     for name, one in sources["families"].items():
         found = one["components"]

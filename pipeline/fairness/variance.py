@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-SPLIT, SEED, CANDIDATE = FACTORS = ("split", "seed", "hyper-parameters")
+SPLIT_FACTOR, SEED_FACTOR, CANDIDATE_FACTOR = FACTORS = ("split", "seed", "hyper-parameters")
 SEPARATOR = " x "
 
 
