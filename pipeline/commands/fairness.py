@@ -37,7 +37,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any]], Page]] = {
     "looks": record_pages.looks_page,
 }
 SECTIONS = tuple(PAGES)
-SPLITS, TRAININGS = 6, 2
+SPLITS, TRAININGS = 8, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

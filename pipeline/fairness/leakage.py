@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,35 +107,67 @@ def gap_over_images(
 ) -> dict[str, Any]:
     """Return the mean difference over the images that both kinds of split tested, and its interval.
 
-    ``first``, ``second``: float64 (n,), how often an image was classified right among the splits that tested it, NaN if
-    none did. ``clusters``: what is resampled as one, an image by itself where the name is empty. The percentile
-    bootstrap draws clusters, because images of one cluster are right and wrong together; it trains nothing again.
+    ``first``, ``second``: see `table`; of every image the share of right answers among the splits that tested it counts.
+    ``clusters``: of images that are right and wrong together; an image by itself where the name is empty. The interval
+    is that of the pigeonhole bootstrap (Owen 2007, "The pigeonhole bootstrap"): splits and clusters are drawn with
+    replacement, independently of each other, because both the models and the images are a sample. It trains nothing.
     """
-    both = np.flatnonzero(~np.isnan(first) & ~np.isnan(second))
-    differences = first[both] - second[both]
-    names = [clusters[index] or f"image {index}" for index in both]
+    names = [name or f"image {index}" for index, name in enumerate(clusters)]
     unique, member = np.unique(names, return_inverse=True)
-    sums, sizes = np.bincount(member, weights=differences), np.bincount(member).astype(np.float64)
-    drawn = np.concatenate(
-        [
-            (weights @ sums) / (weights @ sizes)
-            for weights in statistics.resamples(len(unique), samples=samples, generator=generator)
-        ]
-    )
-    interval = statistics.percentile_interval(float(differences.mean()), drawn, confidence=confidence)
-    return {**interval._asdict(), "images": len(both), "clusters": len(unique)}
+    order = np.argsort(member, kind="stable")
+    starts = np.flatnonzero(np.diff(member[order], prepend=-1))
+    once, both = _differences(np.ones((1, len(first))), first, second)
+    drawn = []
+    # Of its own, so that how many draws come at a time changes nothing.
+    another = generator.spawn(1)[0]
+    of_splits = statistics.resamples(len(first), samples=samples, generator=generator)
+    for splits_drawn, clusters_drawn in _together(of_splits, len(unique), another, at_once=len(names)):
+        differences, tested = _differences(splits_drawn, first, second)
+        sums, sizes = (np.add.reduceat(each[:, order], starts, axis=1) for each in (differences, tested))
+        total = (clusters_drawn * sizes).sum(axis=1)
+        gained = (clusters_drawn * sums).sum(axis=1)
+        drawn.append(np.divide(gained, total, out=np.full(len(total), np.nan), where=total > 0))
+    value = float(once.sum() / both.sum()) if both.any() else math.nan
+    interval = statistics.percentile_interval(value, np.concatenate(drawn), confidence=confidence)
+    return {**interval._asdict(), "images": int(both.sum()), "clusters": len(np.unique(member[both[0] > 0]))}
 
 
-def rates(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray], n: int) -> np.ndarray:
-    """Return how often each of ``n`` images was classified right, float64 (n,), NaN for one that was never tested.
+def _together(
+    of_splits: Iterable[np.ndarray], clusters: int, generator: np.random.Generator, *, at_once: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield as many draws of clusters, (s, clusters), beside draws of splits, (s, splits), few enough for memory."""
+    rows = max(1, statistics.ELEMENTS_AT_ONCE // at_once)
+    for drawn in of_splits:
+        for start in range(0, len(drawn), rows):
+            chosen = drawn[start : start + rows]
+            yield chosen, np.concatenate(
+                list(statistics.resamples(clusters, samples=len(chosen), generator=generator))
+            )
+
+
+def _differences(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for weights of splits (s, splits) each image's difference of shares, 0 where a kind did not test it, and
+    whether both did, float64 (s, n)."""
+    shares, tested = [], []
+    for table_of_kind in (first, second):
+        known = ~np.isnan(table_of_kind)
+        count = weights @ known.astype(np.float64)
+        right = weights @ np.where(known, table_of_kind, 0.0)
+        shares.append(np.divide(right, count, out=np.zeros(count.shape), where=count > 0))
+        tested.append(count > 0)
+    both = (tested[0] & tested[1]).astype(np.float64)
+    return (shares[0] - shares[1]) * both, both
+
+
+def table(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Return for every split whether each of ``n`` images was classified right, float64 (splits, n), NaN: not tested.
 
     ``hits``: bool (tested,) of every split; ``rows``: int (tested,), which images these are.
     """
-    right, tested = np.zeros(n), np.zeros(n)
-    for one, which in zip(hits, rows, strict=True):
-        right[which] += one
-        tested[which] += 1
-    return np.divide(right, tested, out=np.full(n, np.nan), where=tested > 0)
+    found = np.full((len(hits), n), np.nan)
+    for split, (one, which) in enumerate(zip(hits, rows, strict=True)):
+        found[split, which] = one
+    return found
 
 
 def counterparts(test: Sequence[str], train: Sequence[str]) -> int:

@@ -26,10 +26,10 @@ class Tested:
     def accuracies(self, family: str, kind: str) -> np.ndarray:
         return np.array([float(hits.mean()) for hits in self.hits[family, kind]])
 
-    def rates(self, family: str, kind: str) -> np.ndarray:
-        """Return how often each image of the pool was classified right, see `leakage.rates`."""
+    def table(self, family: str, kind: str) -> np.ndarray:
+        """Return for every split whether each image of the pool was classified right, see `leakage.table`."""
         parts = [divided[kind] for divided in self.divided]
-        return leakage.rates(self.hits[family, kind], [np.flatnonzero(each == "test") for each in parts], len(parts[0]))
+        return leakage.table(self.hits[family, kind], [np.flatnonzero(each == "test") for each in parts], len(parts[0]))
 
     @property
     def test_share(self) -> float:
@@ -121,8 +121,8 @@ def _gap(study: Study, name: str, kind: str, tested: Tested, clusters: Sequence[
         confidence=study.compare.confidence,
     )
     over_images = leakage.gap_over_images(
-        tested.rates(name, leakage.RANDOM),
-        tested.rates(name, kind),
+        tested.table(name, leakage.RANDOM),
+        tested.table(name, kind),
         clusters,
         samples=study.compare.bootstrap_samples,
         generator=seeds.generator(study.seed, "fairness", "leakage", name, kind),

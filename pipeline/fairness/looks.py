@@ -76,9 +76,9 @@ def looks(points: Iterable[Point]) -> list[Look]:
         published = _published(point.state)
         if published is None or published in found:
             continue
-        # The look in force at the parent, from which everything changed that led here, step by step or at once.
+        # The look in force at the parent: what led from there to here may have come in several commits.
         earlier = None if point.before is None else found.get(_published(point.before) or "")
-        look = _look(point, point.before if earlier is None else earlier.point.state, known)
+        look = _look(point, None if earlier is None else earlier.point.state, known)
         known |= {(look.test_part, *score) for score in _flat(look.scores)}
         found[published] = look
     return list(found.values())
@@ -139,9 +139,11 @@ def test_part_of(lock: Mapping[str, Any] | None) -> str | None:
 
 
 def changes(before: State | None, after: State) -> dict[str, Any]:
-    """Return what differs: ``params`` {key: [before, after]}, ``code`` and ``data`` as lists of paths, ``packages``.
+    """Return what differs between two locks; empty without one of them.
 
-    From the stages that both locks hold; a stage that only one of them has is listed under ``stages``.
+    ``params``: {dotted key: [before, after]}; a block that only one of them has is one key, with null for the other.
+    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: what the dataset stage reads.
+    ``split``, ``packages``: whether the manifest, and the locked packages, differ.
     """
     if before is None or before.lock is None or after.lock is None:
         return {}
@@ -152,14 +154,24 @@ def changes(before: State | None, after: State) -> dict[str, Any]:
     sources = _differing(first.get(DATASET, {}), second.get(DATASET, {}))
     moved = test_part_of(before.lock) != test_part_of(after.lock)
     return {
-        "params": {key: [old.get(key), new.get(key)] for key in sorted(old.keys() | new.keys())
-                   if (key in old) != (key in new) or old.get(key) != new.get(key)},
+        "params": _differences(old, new),
         "code": sorted(path for path in files if path.startswith(CODE)),
         "data": sorted(path for path in sources if not path.startswith(CODE)),
         "split": moved,
         "stages": sorted(first.keys() ^ second.keys()),
         "packages": before.packages != after.packages,
-    }  # fmt: skip
+    }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= _differences(before, after, f"{prefix}{key}.")
+        elif before != after or (key in old) != (key in new):
+            found[f"{prefix}{key}"] = [before, after]
+    return found
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
@@ -169,19 +181,24 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
 
 
 def _parameters(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {dotted key: value} of everything that the stages of a lock read from params.yaml."""
+    """Return everything that the stages of a lock read from params.yaml, nested as it is there."""
     found: dict[str, Any] = {}
     for stage in _stages(lock).values():
         for values in (stage.get("params") or {}).values():
             for key, value in (values or {}).items():
-                found |= _flattened(key, value)
+                _insert(found, key.split("."), value)
     return found
 
 
-def _flattened(key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {key: value}
-    return {name: each for inner, one in value.items() for name, each in _flattened(f"{key}.{inner}", one).items()}
+def _insert(tree: dict[str, Any], names: Sequence[str], value: Any) -> None:
+    """Put a value at a place of nested mappings; a mapping joins the one that is there."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _insert(tree, [*names, name], inner)
+        return
+    for name in names[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[names[-1]] = value
 
 
 def _stages(lock: Mapping[str, Any] | None) -> Mapping[str, Any]:

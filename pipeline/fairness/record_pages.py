@@ -158,7 +158,7 @@ def _changes(look: Mapping[str, Any]) -> str:
     changed = look["changed"]
     lines = [f"**{look['commit'] or 'not committed'}**" + (f" ({look['date']})" if look["date"] else "")]
     if not changed:
-        return f"{lines[0]}: the first one, or the lock before it is missing."
+        return f"{lines[0]}: the first one."
     params = [f"{key}: {_value(before)} → {_value(after)}" for key, (before, after) in changed["params"].items()]
     for name, entries in (("params", params), ("code", changed["code"]), ("data", changed["data"]),
                           ("stages that only one of both has", changed["stages"])):  # fmt: skip

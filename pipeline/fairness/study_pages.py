@@ -24,9 +24,11 @@ MOST_PLACES = 6  # columns of the table of ranks; the figure and the JSON have a
 
 ABOUT_GAPS = (
     "*Same images*: every image is compared with itself, tested under one kind of split and under the other; the interval "
-    "is a bootstrap of whole groups (without groups, of clusters of near duplicates, else of images). *Over splits*: the "
-    "mean over splits; the interval is the corrected resampled t interval of Nadeau and Bengio (2003), because the splits "
-    "share their images. All kinds have parts of the same sizes in a split: what does not fit is given up."
+    "draws splits and, independently, whole groups (without groups, clusters of near duplicates, else images) with "
+    "replacement (pigeonhole bootstrap, Owen 2007). *Over splits*: the mean over splits, where easy and hard groups that "
+    "happen to be tested blur the gap; the interval is the corrected resampled t interval of Nadeau and Bengio (2003), "
+    "because the splits share their images. All kinds have parts of the same sizes in a split: what does not fit is given "
+    "up."
 )
 ABOUT_COMPONENTS = (
     "Variance components of test accuracy over splits x seeds x candidates, by the estimators of analysis of variance for "

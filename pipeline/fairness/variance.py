@@ -30,7 +30,8 @@ def components(values: np.ndarray, factors: Sequence[str] = FACTORS) -> dict[str
     A factor with a single level has no component, nor has a set that contains it: it is 0.
     """
     active = [axis for axis in range(values.ndim) if values.shape[axis] > 1]
-    squares = _mean_squares(values, active)
+    # Of constant values the differences are exactly 0, the rounded means are not.
+    squares = _mean_squares(values - values.flat[0], active)
     estimates: dict[tuple[int, ...], float] = {}
     for axes in sorted(squares, key=len, reverse=True):
         above = [other for other in estimates if set(axes) < set(other)]
