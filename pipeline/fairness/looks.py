@@ -141,7 +141,7 @@ def test_part_of(lock: Mapping[str, Any] | None) -> str | None:
 def changes(before: State | None, after: State) -> dict[str, Any]:
     """Return what differs between two locks; empty without one of them.
 
-    ``params``: {dotted key: [before, after]}; a block that only one of them has is one key, with null for the other.
+    ``params``: {dotted key: {before, after}}, without the one that has no such key; a new block is one key.
     ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: what the dataset stage reads.
     ``split``, ``packages``: whether the manifest, and the locked packages, differ.
     """
@@ -163,14 +163,15 @@ def changes(before: State | None, after: State) -> dict[str, Any]:
     }
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found |= _differences(before, after, f"{prefix}{key}.")
         elif before != after or (key in old) != (key in new):
-            found[f"{prefix}{key}"] = [before, after]
+            sides = {"before": old, "after": new}
+            found[f"{prefix}{key}"] = {name: tree[key] for name, tree in sides.items() if key in tree}
     return found
 
 

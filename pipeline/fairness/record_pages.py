@@ -159,7 +159,7 @@ def _changes(look: Mapping[str, Any]) -> str:
     lines = [f"**{look['commit'] or 'not committed'}**" + (f" ({look['date']})" if look["date"] else "")]
     if not changed:
         return f"{lines[0]}: the first one."
-    params = [f"{key}: {_value(before)} → {_value(after)}" for key, (before, after) in changed["params"].items()]
+    params = [f"{key}{_change(sides)}" for key, sides in changed["params"].items()]
     for name, entries in (("params", params), ("code", changed["code"]), ("data", changed["data"]),
                           ("stages that only one of both has", changed["stages"])):  # fmt: skip
         if entries:
@@ -176,6 +176,17 @@ def _named(entries: Sequence[str]) -> str:
     return ", ".join(f"`{entry}`" for entry in entries[:MOST_NAMED]) + more
 
 
+def _change(sides: Mapping[str, Any]) -> str:
+    if "before" not in sides:
+        return f" (new{_value(sides['after'])})"
+    if "after" not in sides:
+        return " (gone)"
+    return f"{_value(sides['before'])} →{_value(sides['after']).removeprefix(':')}"
+
+
 def _value(value: Any) -> str:
-    text = UNDEFINED if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    """Return a parameter behind a colon; nothing for a whole block."""
+    if isinstance(value, Mapping):
+        return ""
+    text = json.dumps(value, ensure_ascii=False)
+    return f": {text}" if len(text) <= LONGEST_VALUE else f": {text[:LONGEST_VALUE]}..."
