@@ -19,7 +19,7 @@ from pipeline.progress import progress
 
 @dataclass(frozen=True)
 class Pool:
-    """Every image of the catalog, in its order: ``features`` float32 (n, width), ``labels`` int64 (n,) in ``classes``."""
+    """All images of the catalog, in its order: ``features`` float32 (n, width), ``labels`` int64 (n,) in ``classes``."""
 
     images: tuple[datasets.SourceImage, ...]
     features: np.ndarray
@@ -32,9 +32,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The candidates of one family on one split and their fits; ``selected`` by ``scores`` on validation, (candidates,).
+    """The candidates of one family on one split, their fits, and which of them is ``selected``.
 
-    ``validation``: float32 (candidates, n, classes).
+    ``validation``: probabilities float32 (candidates, n, classes); ``scores``: the metric on them, (candidates,).
     """
 
     candidates: tuple[search.Candidate, ...]

@@ -260,11 +260,11 @@ def test_methods_that_test_does_not_tell_from_the_champion_are_marked_everywhere
 def test_details_hold_every_pair_and_how_stable_the_places_are(compared):
     details = artifacts.read_json(Path("results/details.json"))
     labels = artifacts.read_test_labels()
+    names = [entry["run"] for entry in entries()]
     right = {
-        entry["run"]: artifacts.read_predictions(artifacts.RUNS / entry["run"] / "predictions.npz").test.argmax(1) == labels
-        for entry in entries()
+        name: artifacts.read_predictions(artifacts.RUNS / name / "predictions.npz").test.argmax(1) == labels
+        for name in names
     }
-    names = list(right)
     assert [(pair["first"], pair["second"]) for pair in details["pairs"]] == [
         (names[0], names[1]), (names[0], names[2]), (names[1], names[2])
     ]  # fmt: skip
@@ -273,9 +273,9 @@ def test_details_hold_every_pair_and_how_stable_the_places_are(compared):
         assert pair["only_first_right"] == (first & ~second).sum()
         assert pair["only_second_right"] == (second & ~first).sum()
     ranks = details["ranks"]
-    assert {run: one["place"] for run, one in ranks["validation"]["runs"].items()} == dict(zip(names, (1, 2, 3), strict=True))
+    assert [ranks["validation"]["runs"][name]["place"] for name in names] == [1, 2, 3]
     # On test the trees lead.
-    assert {run: one["place"] for run, one in ranks["test"]["runs"].items()} == dict(zip(names, (2, 1, 3), strict=True))
+    assert [ranks["test"]["runs"][name]["place"] for name in names] == [2, 1, 3]
     assert ranks["kendall_tau_of_validation_and_test"] == pytest.approx(1 / 3, abs=1e-5)
     for part in ("validation", "test"):
         assert 0.5 < ranks[part]["kendall_tau"]["value"] <= ranks[part]["kendall_tau"]["high"] <= 1

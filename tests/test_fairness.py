@@ -34,7 +34,8 @@ def values(root: Path) -> dict[str, Any]:
     found["split"] |= {"near_duplicates": "report"}
     found["classifiers"] = {
         "logistic_regression": {"search": "grid", "grid": {"C": [0.001, 0.1, 10.0], **SEARCH}},
-        "linear_svm": {"search": "random", "candidates": 2, "grid": {"C": {"low": 0.001, "high": 1.0, "log": True}, **SEARCH}},
+        "linear_svm": {"search": "random", "candidates": 2,
+                       "grid": {"C": {"low": 0.001, "high": 1.0, "log": True}, **SEARCH}},
     }  # fmt: skip
     for key in ("head", "fine_tune"):
         found[key]["backbones"] = []

@@ -25,7 +25,8 @@ def test_power_is_the_probability_of_all_outcomes_that_mcnemars_test_refuses(dis
         multinomial.pmf([a, b, n - a - b], n, shares)
         for a in range(n + 1) for b in range(n + 1 - a) if refused(a, b, alpha)
     )  # fmt: skip
-    assert power.mcnemar_power(n, discordance=discordance, difference=difference, alpha=alpha) == pytest.approx(expected)
+    found = power.mcnemar_power(n, discordance=discordance, difference=difference, alpha=alpha)
+    assert found == pytest.approx(expected)
 
 
 def test_power_of_the_default_test_part_by_simulation():
@@ -49,9 +50,11 @@ def test_the_smallest_difference_has_just_the_power_asked_for(alpha):
 
 
 def test_more_disagreement_hides_more_and_more_images_show_more():
-    few, many = (power.smallest_paired_difference(656, discordance=share, alpha=0.05, power=0.8) for share in (0.05, 0.2))
-    assert few < many
-    assert power.smallest_paired_difference(2624, discordance=0.2, alpha=0.05, power=0.8) < 0.55 * many
+    def smallest(n: int, discordance: float) -> float:
+        return power.smallest_paired_difference(n, discordance=discordance, alpha=0.05, power=0.8)
+
+    assert smallest(656, 0.05) < smallest(656, 0.2)
+    assert smallest(2624, 0.2) < 0.55 * smallest(656, 0.2)
 
 
 def test_methods_that_hardly_disagree_cannot_be_told_apart_at_all():

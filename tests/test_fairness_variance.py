@@ -15,7 +15,8 @@ def crossed(*effects: tuple[tuple[int, ...], float], shape: tuple[int, ...], see
     generator = np.random.default_rng(seed)
     found = np.zeros(shape)
     for axes, deviation in effects:
-        found = found + deviation * generator.standard_normal([n if axis in axes else 1 for axis, n in enumerate(shape)])
+        levels = [n if axis in axes else 1 for axis, n in enumerate(shape)]
+        found = found + deviation * generator.standard_normal(levels)
     return found
 
 

@@ -107,7 +107,7 @@ def gap_over_images(
 ) -> dict[str, Any]:
     """Return the mean difference over the images that both kinds of split tested, and its interval.
 
-    ``first``, ``second``: see `table`; of every image the share of right answers among the splits that tested it counts.
+    ``first``, ``second``: see `table`; of an image counts the share of right answers in the splits that tested it.
     ``clusters``: of images that are right and wrong together; an image by itself where the name is empty. The interval
     is that of the pigeonhole bootstrap (Owen 2007, "The pigeonhole bootstrap"): splits and clusters are drawn with
     replacement, independently of each other, because both the models and the images are a sample. It trains nothing.
@@ -146,8 +146,10 @@ def _together(
 
 
 def _differences(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for weights of splits (s, splits) each image's difference of shares, 0 where a kind did not test it, and
-    whether both did, float64 (s, n)."""
+    """Return each image's difference of shares, 0 where a kind did not test it, and whether both did, float64 (s, n).
+
+    ``weights``: how often each split counts, (s, splits).
+    """
     shares, tested = [], []
     for table_of_kind in (first, second):
         known = ~np.isnan(table_of_kind)

@@ -55,7 +55,8 @@ class Look:
     """Test scores as they were first published. ``scores``: {run: {metric: value}}, empty if they were not kept.
 
     ``test_part``: digest of the manifest that was compared on, None if unknown. ``vouched``: whether the lock of the
-    same commit holds the digest of the very file. ``new``: runs with a score that no earlier look at this test part had.
+    same commit holds the digest of the very file. ``new``: runs with a score that is in no earlier look at this test
+    part.
     ``changed``: since the look before it in its own history, see `changes`; empty for a first one.
     """
 
@@ -142,7 +143,7 @@ def changes(before: State | None, after: State) -> dict[str, Any]:
     """Return what differs between two locks; empty without one of them.
 
     ``params``: {dotted key: {before, after}}, without the one that has no such key; a new block is one key.
-    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: what the dataset stage reads.
+    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: inputs of the dataset stage.
     ``split``, ``packages``: whether the manifest, and the locked packages, differ.
     """
     if before is None or before.lock is None or after.lock is None:

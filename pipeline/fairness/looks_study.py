@@ -16,8 +16,7 @@ SECONDS_FOR_MLFLOW = 30.0
 def section(*, metric: str, dataset: str, mlflow: bool) -> dict[str, Any]:
     """Return the looks, newest first; the first is the claim itself.
 
-    ``mlflow``: whether to ask the store, too. One that cannot be reached is said, and fails nothing. Raises BakeoffError
-    without git.
+    ``mlflow``: whether to ask the store, too; one that cannot be reached fails nothing. Raises BakeoffError without git.
     """
     points = history.points()
     found = looks.looks(points)

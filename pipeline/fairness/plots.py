@@ -16,6 +16,7 @@ from pipeline.plotting import COLORS, GREY, figure_file, legible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_LOOKS = 30  # beside each other; the page lists all
 SHARE_COLORS = (COLORS[0], COLORS[1], COLORS[2], COLORS[4], "#BBBBBB")
 
 
@@ -119,8 +120,8 @@ def optimism_plot(found: Mapping[str, Any], path: Path) -> None:
 
 
 def looks_plot(found: Mapping[str, Any], path: Path) -> None:
-    """Draw the test scores of every look, the oldest on the left, the champion marked."""
-    shown = list(reversed(found["looks"]))
+    """Draw the test scores of the last looks, the oldest on the left, the champion marked."""
+    shown = list(reversed(found["looks"][:MOST_LOOKS]))
     with figure_file(path, width=3.0 + 0.9 * len(shown), height=4.2) as figure:
         axes = figure.subplots()
         for place, look in enumerate(shown):
@@ -132,7 +133,7 @@ def looks_plot(found: Mapping[str, Any], path: Path) -> None:
                       markeredgecolor="white", label="champion" if place == len(shown) - 1 else None)  # fmt: skip
         axes.set_xticks(range(len(shown)), [look["commit"] or "now" for look in shown], rotation=30, ha="right")
         axes.set(ylabel=f"test {LABELS[found['metric']]}", xlim=(-0.5, len(shown) - 0.5))
-        axes.set_title("every look at the test scores (grey: of another test part)", fontsize=10)
+        axes.set_title("looks at the test scores (grey: of another test part)", fontsize=10)
         axes.legend(loc="best")
 
 

@@ -20,8 +20,8 @@ def mcnemar_power(n: int, *, discordance: float, difference: float, alpha: float
     ``discordance``: the share of images on which exactly one method is right, at least ``difference``, the difference
     of the two accuracies. The number m of such images is binomial(n, discordance); given m, those that favor the better
     method are binomial(m, (1 + difference / discordance) / 2), and the test refuses equality where their two-sided
-    binomial p-value is at most alpha. Exact: the sum over all m (Duffy 1984, "Asymptotic and Exact Power for the McNemar
-    Test and Its Analogue with R Controls per Case").
+    binomial p-value is at most alpha. Exact: the sum over all m (Duffy 1984, "Asymptotic and Exact Power for the
+    McNemar Test and Its Analogue with R Controls per Case").
     """
     from scipy.stats import binom
 

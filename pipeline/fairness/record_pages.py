@@ -14,18 +14,19 @@ MOST_NAMED = 12
 LONGEST_VALUE = 60
 
 ABOUT_OPTIMISM = (
-    "*Corrected*: bootstrap bias correction (Tsamardinos, Greasidou and Borboudakis 2018) over {samples:,} resamples of "
-    "the {images:,} validation images: the best candidate of each resample is scored on the images that it did not draw. "
-    "The interval is of those few images, so it is wide. *Optimism*: validation minus corrected. *Other choice*: the share "
-    "of resamples in which another candidate was the best. One candidate leaves nothing to choose and nothing to correct. "
-    "†: the number of trees or epochs was chosen on validation, too; that part of the optimism is in every candidate's "
-    "predictions and is not corrected. The test score is one more sample with an error of its own, not the truth."
+    "*Corrected*: bootstrap bias correction (Tsamardinos, Greasidou and Borboudakis 2018) over {samples:,} "
+    "resamples of the {images:,} validation images: the best candidate of each resample is scored on the images "
+    "that it did not draw. The interval is of those few images, so it is wide. *Optimism*: validation minus "
+    "corrected. *Other choice*: the share of resamples in which another candidate was the best. One candidate "
+    "leaves nothing to choose and nothing to correct. †: the number of trees or epochs was chosen on validation, "
+    "too; that part of the optimism is in every candidate's predictions and is not corrected. The test score is "
+    "one more sample with an error of its own, not the truth."
 )
 ABOUT_LOOKS = (
-    "A look is a set of test scores in a results/metrics.json that no earlier commit has; comparing again without another "
-    "score is none. Commits are of every branch, tag and DVC experiment in this clone: looks in clones and on machines "
-    "that were never pushed from are unknown. *Unrecorded*: the dvc.lock of that commit does not have this metrics.json, so "
-    "no recorded run of `compare` wrote it."
+    "A look is a set of test scores in a results/metrics.json that no earlier commit has; comparing again without "
+    "another score is none. Commits are of every branch, tag and DVC experiment in this clone: looks in clones "
+    "and on machines that were never pushed from are unknown. *Unrecorded*: the dvc.lock of that commit does not "
+    "have this metrics.json, so no recorded run of `compare` wrote it."
 )
 
 
@@ -45,7 +46,7 @@ def optimism_page(found: Mapping[str, Any]) -> Page:
         ABOUT_OPTIMISM.format(samples=found["samples"], images=found["images"]),
     ]
     if found["repeats"] > 1:
-        blocks.append(f"All scores are of the first of {found['repeats']} trainings; the mean over them ranks the methods.")
+        blocks.append(f"All scores are of the first of {found['repeats']} trainings; the mean over all ranks methods.")
     return Page("Selection optimism", _optimism_finding(found), blocks)
 
 

@@ -43,7 +43,8 @@ def read(values: Mapping[str, Any]) -> list[Run]:
     if declared != entries.keys():
         differing = ", ".join(sorted(declared ^ entries.keys()))
         raise artifacts.ArtifactError(
-            f"{artifacts.LEADERBOARD} and params.yaml must name the same runs, but differ in {differing}: run `dvc repro`"
+            f"{artifacts.LEADERBOARD} and params.yaml must name the same runs, but differ in {differing}: "
+            "run `dvc repro`"
         )
     part = artifacts.read_part("validation")
     selection = params.parse(values["selection"], metrics.SelectionParams, where="selection")

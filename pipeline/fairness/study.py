@@ -1,8 +1,8 @@
 """What the studies that fit have in common: linear families on kept features, over several draws of the split.
 
 Logistic regression and the linear SVM: quick enough to be fitted hundreds of times, and their predictions on validation
-owe nothing to early stopping. Test accuracies are of splits of these studies' own; validation selects in each. Predefined
-parts are set aside: all parts are drawn.
+owe nothing to early stopping. Test accuracies are of splits of these studies' own; validation selects in each.
+Predefined parts are set aside: all parts are drawn.
 """
 
 from __future__ import annotations

@@ -23,31 +23,34 @@ COUNTERPARTS = {
 MOST_PLACES = 6  # columns of the table of ranks; the figure and the JSON have all
 
 ABOUT_GAPS = (
-    "*Same images*: every image is compared with itself, tested under one kind of split and under the other; the interval "
-    "draws splits and, independently, whole groups (without groups, clusters of near duplicates, else images) with "
-    "replacement (pigeonhole bootstrap, Owen 2007). *Over splits*: the mean over splits, where easy and hard groups that "
-    "happen to be tested blur the gap; the interval is the corrected resampled t interval of Nadeau and Bengio (2003), "
-    "because the splits share their images. All kinds have parts of the same sizes in a split: what does not fit is given "
-    "up."
+    "*Same images*: every image is compared with itself, tested under one kind of split and under the other; the "
+    "interval draws splits and, independently, whole groups (without groups, clusters of near duplicates, else "
+    "images) with replacement (pigeonhole bootstrap, Owen 2007). *Over splits*: the mean over splits, where easy "
+    "and hard groups that happen to be tested blur the gap; the interval is the corrected resampled t interval of "
+    "Nadeau and Bengio (2003), because the splits share their images. All kinds have parts of the same sizes in a "
+    "split: what does not fit is given up."
 )
 ABOUT_COMPONENTS = (
-    "Variance components of test accuracy over splits x seeds x candidates, by the estimators of analysis of variance for "
-    "random crossed effects (Searle, Casella and McCulloch 1992); what is estimated below 0 is shown as 0. *Rest*: all "
-    "interactions with the seed and, where a family draws nothing, the last interaction, which is not told from noise. A "
-    "family that draws nothing has no seed component by construction. *Hyper-parameters*: how far the candidates of "
-    "params.yaml lie apart, good and bad ones; what validation makes of them is in the first table."
+    "Variance components of test accuracy over splits x seeds x candidates, by the estimators of analysis of "
+    "variance for random crossed effects (Searle, Casella and McCulloch 1992); what is estimated below 0 is shown "
+    "as 0. *Rest*: all interactions with the seed and, where a family draws nothing, the last interaction, which "
+    "is not told from noise. A family that draws nothing has no seed component by construction. "
+    "*Hyper-parameters*: how far the candidates of params.yaml lie apart, good and bad ones; what validation "
+    "makes of them is in the first table."
 )
 ABOUT_POWER = (
-    "*Smallest difference*: in points of accuracy, found with a power of {power:.0%} by the exact McNemar test, two-sided, "
-    "if the two methods disagree (exactly one is right) on that share of the test images; at the level of a single planned "
-    "comparison, and of the first step of Holm's correction for all comparisons with the champion. Not even a difference "
-    "as large as the disagreement itself is found where there is a dash. *Other images*: against a method that was tested "
-    "on as many images of its own, as published results are: {unpaired} points, by the z test of two proportions."
+    "*Smallest difference*: in points of accuracy, found with a power of {power:.0%} by the exact McNemar test, "
+    "two-sided, if the two methods disagree (exactly one is right) on that share of the test images; at the level "
+    "of a single planned comparison, and of the first step of Holm's correction for all comparisons with the "
+    "champion. Not even a difference as large as the disagreement itself is found where there is a dash. *Other "
+    "images*: against a method that was tested on as many images of its own, as published results are: {unpaired} "
+    "points, by the z test of two proportions."
 )
 ABOUT_RANKS = (
-    "Shares of the bootstrap resamples of test in which a method has a place, by the rule of the leaderboard (the metric, "
-    "then log loss); of the first training of every method. The same resamples give the intervals of the leaderboard. "
-    "Kendall's tau between the places in a resample and on the part itself: validation {validation}, test {test}."
+    "Shares of the bootstrap resamples of test in which a method has a place, by the rule of the leaderboard (the "
+    "metric, then log loss); of the first training of every method. The same resamples give the intervals of the "
+    "leaderboard. Kendall's tau between the places in a resample and on the part itself: validation {validation}, "
+    "test {test}."
 )
 
 
@@ -114,7 +117,8 @@ def _gaps(found: Mapping[str, Any]) -> Table:
     rows = [
         [
             f"{name}, random minus {KINDS[kind]}",
-            *(cell for way in ("over_images", "over_splits") for cell in (points(gap[way]["value"]), interval(gap[way]))),
+            *(cell for way in ("over_images", "over_splits")
+              for cell in (points(gap[way]["value"]), interval(gap[way]))),
         ]
         for name, one in found["families"].items()
         for kind, gap in one["gaps"].items()
@@ -153,11 +157,11 @@ def _variance_finding(found: Mapping[str, Any]) -> str:
     sentences = []
     if others:
         alike = sum(not one["told_apart"] for one in others)
-        middle = detectable["any_two"]["median"]
+        middle, power = detectable["any_two"]["median"], detectable["power"]
         sentences += [
             f"The {detectable['images']:,} test images cannot tell {alike} of {len(others)} methods from the champion.",
-            f"Of two methods that disagree as often as the median pair ({percent(middle['discordance'])} of the images), "
-            f"they show a difference of {size(middle['smallest_alpha'])} points with a power of {detectable['power']:.0%}.",
+            f"Of two methods that disagree as often as the median pair, on {percent(middle['discordance'])} of the "
+            f"images, they show a difference of {size(middle['smallest_alpha'])} points with a power of {power:.0%}.",
             "Kendall's tau between the places on validation and on test is "
             f"{shown(found['ranks']['kendall_tau_of_validation_and_test'])}.",
         ]
@@ -211,7 +215,12 @@ def _smallest(detectable: Mapping[str, Any]) -> list[Block]:
         return ["One method alone has nothing to be told from."]
     levels = [f"smallest difference, level {detectable[name]:.2g}" for name in ("alpha", "alpha_holm")]
     pairs = [
-        [f"{name} of all pairs", percent(one["discordance"]), size(one["smallest_alpha"]), size(one["smallest_alpha_holm"])]
+        [
+            f"{name} of all pairs",
+            percent(one["discordance"]),
+            size(one["smallest_alpha"]),
+            size(one["smallest_alpha_holm"]),
+        ]
         for name, one in detectable["any_two"].items()
     ]
     champion = [

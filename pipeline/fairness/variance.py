@@ -86,7 +86,7 @@ def sampling_sd(accuracy: float, n: int) -> float:
 
 
 def agreement(validation: np.ndarray, test: np.ndarray) -> float:
-    """Return Kendall's tau-b of the candidates' scores on validation and on test; NaN where one of them never varies."""
+    """Return Kendall's tau-b of candidates' scores on validation and on test; NaN where one of them never varies."""
     from scipy.stats import kendalltau
 
     if len(set(validation.tolist())) < 2 or len(set(test.tolist())) < 2:
