@@ -232,6 +232,20 @@ def test_results_that_are_missing_or_do_not_fit_are_one_clear_error(project, tmp
     assert status == 1 and "is not of the predictions in" in printed
 
 
+def test_what_is_missing_is_said_before_anything_is_fitted(project, monkeypatch):
+    monkeypatch.setattr(fairness.resplits, "sweep", lambda *_, **__: pytest.fail("fitted"))
+    details = project / fairness.DETAILS
+    before = details.read_bytes()
+    try:
+        old = {key: value for key, value in json.loads(before).items() if key not in ("pairs", "ranks")}
+        details.write_text(json.dumps(old), encoding="utf-8")
+        with contextlib.chdir(project):
+            status, printed = call()
+    finally:
+        details.write_bytes(before)
+    assert status == 1 and "results/details.json was written by an older version: run `dvc repro`" in printed
+
+
 def test_an_image_that_is_in_training_too_is_found(project):
     """A test image under another name in training: the bytes differ, the pixels and so the features do not."""
     train, test = (project / artifacts.FEATURES / BACKBONE / f"{name}.npy" for name in ("train", "test"))

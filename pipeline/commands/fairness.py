@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import artifacts, datasets, metrics, params, provenance, resplits, statistics
 from pipeline.errors import BakeoffError
 from pipeline.fairness import (
+    history,
     leakage_study,
     looks_study,
     optimism_study,
@@ -58,6 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) < 2:
             raise BakeoffError(f"--{option} must be 2 or more to show a spread, received {getattr(arguments, option)}")
     report = Report(arguments, params.load())
+    report.read(wanted)
     for name in wanted:
         announce(f"{name} ...")
         say(f"{report.section(name).text()}\n")
@@ -84,9 +86,23 @@ class Report:
             [artifacts.sha256_path(artifacts.LEADERBOARD), artifacts.sha256_path(artifacts.MANIFEST), values]
         )
 
+    def read(self, sections: Sequence[str]) -> None:
+        """Read what sections need, so that what is missing is said before anything is fitted."""
+        needs = {
+            "leakage": lambda: self._study,
+            "variance": lambda: (self._detectable, self._study),
+            "optimism": lambda: self._runs,
+            "looks": history.is_shallow,
+        }
+        for name in sections:
+            needs[name]()
+
     def section(self, name: str) -> Page:
         """Compute one section and write its JSON, page and figures, in place of what an earlier call wrote."""
-        found = getattr(self, f"_{name}")()
+        compute = {
+            "leakage": self._leakage, "variance": self._variance, "optimism": self._optimism, "looks": self._looks,
+        }  # fmt: skip
+        found = compute[name]()
         page = PAGES[name](found)
         for file, draw in plots.OF_SECTION[name].items():
             if any(isinstance(block, Figure) and block.file == file for block in page.blocks):
@@ -115,24 +131,29 @@ class Report:
         return {"unavailable": study} if isinstance(study, str) else leakage_study.section(study)
 
     def _variance(self) -> dict[str, Any]:
-        entries, details = artifacts.read_json(artifacts.LEADERBOARD), artifacts.read_json(DETAILS)
-        detectable = variance_study.detectable(details, entries)
         study = self._study
         return {
             "sources": study if isinstance(study, str) else variance_study.section(study),
-            "detectable": detectable,
-            "ranks": details["ranks"],
-            "titles": study_pages.titles(entries),
+            "detectable": self._detectable,
+            "ranks": artifacts.read_json(DETAILS)["ranks"],
+            "titles": study_pages.titles(artifacts.read_json(artifacts.LEADERBOARD)),
         }
 
     def _optimism(self) -> dict[str, Any]:
         compare = self._given.block("compare", statistics.CompareParams)
-        found = runs.read(self._values)
-        return optimism_study.section(found, metric=self._metric, compare=compare, seed=self._values["seed"])
+        return optimism_study.section(self._runs, metric=self._metric, compare=compare, seed=self._values["seed"])
 
     def _looks(self) -> dict[str, Any]:
         source = self._given.block("dataset", datasets.DatasetParams).source
         return looks_study.section(metric=self._metric, dataset=source, mlflow=not self._arguments.no_mlflow)
+
+    @functools.cached_property
+    def _runs(self) -> list[runs.Run]:
+        return runs.read(self._values)
+
+    @functools.cached_property
+    def _detectable(self) -> dict[str, Any]:
+        return variance_study.detectable(artifacts.read_json(DETAILS), artifacts.read_json(artifacts.LEADERBOARD))
 
     @functools.cached_property
     def _study(self) -> Study | str:
