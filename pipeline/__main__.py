@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
     "augmentation": "draw what augmentation makes of images, without training",
     "leaderboard": "print the comparison",
     "split-seeds": "repeat sweeps over several split seeds on cached features",
+    "fairness": "what leaks, what is chance, what choosing adds, how often test was looked at",
     "sync": "add what is missing to the MLflow store",
     "ui": "fill MLflow and open its page",
     "demo": "the same pipeline on 200 images and three methods",
@@ -59,7 +60,7 @@ COMMANDS: dict[str, str] = {
 
 
 # Those that act on what params.yaml declares: a mistyped name must not remove or log anything.
-CHECKED_COMMANDS = ("split-seeds", "sync", "ui", "demo", "prune")
+CHECKED_COMMANDS = ("split-seeds", "fairness", "sync", "ui", "demo", "prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

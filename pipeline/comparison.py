@@ -16,6 +16,10 @@ from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
 
+Resampled = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+"""{part: {run: {metric: float64 (samples,)}}}"""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What every run is measured by: the parts with their labels, the metric that chooses, how sure to be."""
@@ -122,12 +126,17 @@ def rank(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
     return [methods[index] for index in order]
 
 
-def entries(ranked: Sequence[Method], protocol: Protocol) -> list[leaderboard.Entry]:
-    """Return the leaderboard of methods that `rank` ordered, with intervals and paired tests."""
-    metric, confidence = protocol.selection.metric, protocol.compare.confidence
+def resample(ranked: Sequence[Method], protocol: Protocol) -> Resampled:
+    """Return every metric of every method on the same bootstrap resamples of validation, and of test."""
+    metric = protocol.selection.metric
     on_validation = {method.record.name: method.validation.measure for method in ranked}
     on_test = {method.record.name: _with_strata(method, metric) for method in ranked}
-    resampled = _resampled({"validation": on_validation, "test": on_test}, protocol)
+    return _resampled({"validation": on_validation, "test": on_test}, protocol)
+
+
+def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> list[leaderboard.Entry]:
+    """Return the leaderboard of methods that `rank` ordered, with intervals and paired tests."""
+    metric, confidence = protocol.selection.metric, protocol.compare.confidence
     validation, test = resampled["validation"], resampled["test"]
     against = _against_champion(ranked, test, protocol)
     return [
@@ -178,10 +187,8 @@ def _before_and_after(method: Method) -> dict[str, Any] | None:
     return found
 
 
-def _resampled(
-    measures: Mapping[str, Mapping[str, statistics.Measure]], protocol: Protocol
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Return {part: {run: {metric: float64 (samples,)}}} for the measures of every run on every part."""
+def _resampled(measures: Mapping[str, Mapping[str, statistics.Measure]], protocol: Protocol) -> Resampled:
+    """Return the measures of every run on every part."""
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {part: {} for part in measures}
     pairs = [(part, name) for part, of_part in measures.items() for name in of_part]
     for part, name in progress(pairs, total=len(pairs), label="resampling", unit="methods and parts"):
@@ -242,7 +249,7 @@ def _against_champion(
     reached = {method.record.name: float(method.test.measure(names=[metric])[metric][0]) for method in ranked}
     best = champion.record.name
     tests = [statistics.mcnemar(champion.test.correct, method.test.correct) for method in others]
-    corrected = statistics.holm([test.p for test in tests])
+    corrected = [leaderboard.number(p) for p in statistics.holm([test.p for test in tests])]
     found = {}
     for method, test, p_holm in zip(others, tests, corrected, strict=True):
         name = method.record.name
@@ -255,7 +262,8 @@ def _against_champion(
             "only_champion_right": test.only_first_right,
             "only_method_right": test.only_second_right,
             "p": leaderboard.number(test.p),
-            "p_holm": leaderboard.number(p_holm),
+            "p_holm": p_holm,
+            "told_apart": p_holm < 1 - protocol.compare.confidence,
             "difference": leaderboard.numbers(difference._asdict()),
             "ahead_on_test": metrics.is_better(metric, reached[name], reached[best]),
         }

@@ -8,7 +8,8 @@ An entry is one method on one network, a JSON object:
 - ``candidate``: name, parameters and convergence of the selected one; ``candidates``: how many, how many unconverged;
 - ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}} on test;
 - ``against_champion``, null for the champion: on the test part, how often only one of the two is right, p, p_holm,
-  ``difference`` in the metric that chose, method minus champion, and ``ahead_on_test``;
+  ``told_apart`` (whether p_holm is below 1 - confidence), ``difference`` in the metric that chose, method minus
+  champion, and ``ahead_on_test``;
 - ``cost``: counts of the selected model;
 - ``repeats``, null for a method trained once: ``count``, ``draws`` (whether training draws anything), and for
   validation and test {metric: {mean, sd}} over all trainings, where every other number is of the first one;
@@ -127,6 +128,7 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
                 row |= {f"{part}_{metric}_{bound}": _decimals(bounds[bound]) for bound in ("low", "high")}
         paired = one["against_champion"]
         row |= {name: f"{paired[name]:.4g}" if paired else None for name in ("p", "p_holm")}
+        row["told_apart"] = paired["told_apart"] if paired else None
         row["difference"] = _decimals(paired["difference"]["value"]) if paired else None
         row |= _repeats_columns(one) | _calibration_columns(one)
         rows.append(row | {name: one["cost"][name] for name in artifacts.Cost.model_fields})

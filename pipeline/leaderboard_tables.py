@@ -9,13 +9,14 @@ from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, title
 
 # Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
 ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
+ALIKE = "≈ champion"
 
 
 def text(entries: Sequence[Entry]) -> str:
     """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
     metric = entries[0]["selected_by"]
     rows = [["", "method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-             *_other_labels(metric), "p (Holm)", "trainable", "MACs"]]  # fmt: skip
+             *_other_labels(metric), "p (Holm)", ALIKE, "trainable", "MACs"]]  # fmt: skip
     for one in entries:
         rows.append(
             [
@@ -26,6 +27,7 @@ def text(entries: Sequence[Entry]) -> str:
                 _with_interval(one["test"][metric]),
                 *(shown(one["test"][name]["value"]) for name in _others(metric)),
                 _p(one),
+                _alike(one),
                 _amount(one["cost"]["trainable_parameters"]),
                 _amount(one["cost"]["multiply_adds"]),
             ]
@@ -49,7 +51,7 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
     """
     metric = entries[0]["selected_by"]
     header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
-              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), "p (Holm)",
+              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), "p (Holm)", ALIKE,
               "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
@@ -65,6 +67,7 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
                     _with_interval(one["test"][metric]),
                     *(shown(one["test"][other]["value"]) for other in _others(metric)),
                     _p(one),
+                    _alike(one),
                     _amount(one["cost"]["trainable_parameters"]),
                     _amount(one["cost"]["multiply_adds"]),
                     candidate,
@@ -76,7 +79,9 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
         f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
         f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
         f"{confidence:.0%}, from {samples:,} bootstrap resamples of the images, for this split and these trained "
-        f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons. "
+        f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
+        f"≈ marks the methods that it does not tell from the champion (p of {1 - confidence:.2g} or more), which is no "
+        f"proof that they are equally good. "
         f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies "
         f"too high and can miss the value. MACs: multiply-adds for one image."
     )
@@ -88,7 +93,7 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
     metric = entries[0]["selected_by"]
     header = ["method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-              LABELS["roc_auc"], "p (Holm)", "trainable parameters"]  # fmt: skip
+              LABELS["roc_auc"], "p (Holm)", ALIKE, "trainable parameters"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for one in entries:
         name = title_of(one)
@@ -101,6 +106,7 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
                     _with_interval(one["test"][metric]),
                     shown(one["test"]["roc_auc"]["value"]),
                     _p(one),
+                    _alike(one),
                     _amount(one["cost"]["trainable_parameters"]),
                 ]
             )
@@ -191,6 +197,12 @@ def _p(one: Entry) -> str:
         return UNDEFINED
     p = one["against_champion"]["p_holm"]
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _alike(one: Entry) -> str:
+    """Return the mark of a method that the test part does not tell from the champion."""
+    paired = one["against_champion"]
+    return "≈" if paired and not paired["told_apart"] else ""
 
 
 def _amount(count: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import artifacts, leaderboard, metrics
+from pipeline import artifacts, leaderboard, leaderboard_tables, metrics
 from pipeline.calibration import calibrators
 from pipeline.commands import leaderboard as leaderboard_command
 from pipeline.params import Params
@@ -236,6 +236,61 @@ def test_corrected_p_values_are_never_smaller_and_the_champion_has_none(compared
         gained = paired["only_method_right"] - paired["only_champion_right"]
         assert paired["difference"]["value"] == pytest.approx(value) == pytest.approx(gained / 60)
         assert paired["difference"]["low"] <= paired["difference"]["value"] <= paired["difference"]["high"]
+
+
+def test_methods_that_test_does_not_tell_from_the_champion_are_marked_everywhere(compared):
+    champion, trees, scratch = entries()
+    assert champion["against_champion"] is None
+    for entry in (trees, scratch):
+        assert entry["against_champion"]["told_apart"] == (entry["against_champion"]["p_holm"] < 0.05)
+    assert (trees["against_champion"]["told_apart"], scratch["against_champion"]["told_apart"]) == (False, True)
+    rows = leaderboard.csv_table(entries())[1]
+    assert [row["told_apart"] for row in rows] == [None, False, True]
+    markdown = Path("results/leaderboard.md").read_text()
+    short = leaderboard_tables.short_markdown(entries(), confidence=0.95)
+    for table in (markdown, short):
+        header, _, *lines = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+        assert [line[header.index("≈ champion")] for line in lines] == ["", "≈", ""]
+    assert "≈ marks the methods that it does not tell from the champion (p of 0.05 or more)" in markdown
+    header, *lines = compared.splitlines()[2:]
+    place = header.index("≈ champion") + len("≈ champion") - 1
+    assert [line[place].strip() for line in lines[:3]] == ["", "≈", ""]
+
+
+def test_details_hold_every_pair_and_how_stable_the_places_are(compared):
+    details = artifacts.read_json(Path("results/details.json"))
+    labels = artifacts.read_test_labels()
+    names = [entry["run"] for entry in entries()]
+    right = {
+        name: artifacts.read_predictions(artifacts.RUNS / name / "predictions.npz").test.argmax(1) == labels
+        for name in names
+    }
+    assert [(pair["first"], pair["second"]) for pair in details["pairs"]] == [
+        (names[0], names[1]), (names[0], names[2]), (names[1], names[2])
+    ]  # fmt: skip
+    for pair in details["pairs"]:
+        first, second = right[pair["first"]], right[pair["second"]]
+        assert pair["only_first_right"] == (first & ~second).sum()
+        assert pair["only_second_right"] == (second & ~first).sum()
+    ranks = details["ranks"]
+    assert [ranks["validation"]["runs"][name]["place"] for name in names] == [1, 2, 3]
+    # On test the trees lead.
+    assert [ranks["test"]["runs"][name]["place"] for name in names] == [2, 1, 3]
+    assert ranks["kendall_tau_of_validation_and_test"] == pytest.approx(1 / 3, abs=1e-5)
+    for part in ("validation", "test"):
+        assert 0.5 < ranks[part]["kendall_tau"]["value"] <= ranks[part]["kendall_tau"]["high"] <= 1
+        shares = np.array([one["shares"] for one in ranks[part]["runs"].values()])
+        assert shares.sum(axis=0) == pytest.approx(np.ones(3)) and shares.sum(axis=1) == pytest.approx(np.ones(3))
+    assert ranks["test"]["runs"]["convnet-scratch"]["shares"][2] > 0.95
+
+
+def test_one_method_alone_has_a_place_and_nothing_to_be_ranked_against(project):
+    write_run("lite", "svm", validation=[0.8], test=0.8)
+    compare.main(params(classifiers={"svm": {}}, scratch={"networks": []}), log=NoLog())
+    details = artifacts.read_json(Path("results/details.json"))
+    assert details["pairs"] == []
+    assert details["ranks"]["test"]["runs"] == {"lite-svm": {"place": 1, "shares": [1.0]}}
+    assert details["ranks"]["test"]["kendall_tau"]["value"] is None
 
 
 def test_network_without_pretraining_has_no_backbone_and_costs_are_kept(compared):

@@ -25,7 +25,7 @@ SPLIT_PATHS = r"(\S*/)?data/split(/\S*)?|\S*manifest\.csv"
 SPLIT_READERS = {"artifacts.py", "review/evidence.py"}
 CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS"}, r"\S*catalog\.csv"
 CATALOG_READERS = {"artifacts.py", "datasets/__init__.py", "stages/dataset.py", "stages/split.py",
-                   "commands/split_seeds.py"}  # fmt: skip
+                   "resplits.py"}  # fmt: skip
 SOURCE_READERS = {"stages/dataset.py", "stages/split.py"}  # and the package itself
 
 SOURCES = ("datasets", "courses", "elpv", "folder")
@@ -314,7 +314,7 @@ def test_every_forbidden_way_to_a_label_is_caught(code):
     assert not any(line.startswith("pipeline/stages/sweep.py:1:") for line in found)
 
 
-@pytest.mark.parametrize("module", ["stages/compare.py", "commands/split_seeds.py", "__main__.py", "stages/split.py"])
+@pytest.mark.parametrize("module", ["stages/compare.py", "resplits.py", "__main__.py", "stages/split.py"])
 def test_nobody_reads_the_manifest_by_himself(module):
     assert leaks("rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)", module)
     assert leaks("part, labels = artifacts._read_part('test')", module)

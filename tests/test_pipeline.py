@@ -195,6 +195,24 @@ def test_split_seeds_repeats_the_pipelines_own_split_and_draws_others(finished):
     assert f"all of them: test accuracy {mean:.4f}" in output
 
 
+def test_fairness_finds_the_claim_and_every_model_in_git_and_mlflow(finished):
+    output = run(finished, "python", "-m", "pipeline", "fairness", "--splits", "2")
+    index = (finished / "results" / "fairness" / "index.md").read_text()
+    assert "not computed" not in index and "The test part was scored never before this claim" in index
+    looks, leakage, variance, optimism = (
+        json.loads((finished / "results" / "fairness" / f"{name}.json").read_text())["found"]
+        for name in ("looks", "leakage", "variance", "optimism")
+    )
+    (look,) = [look for look in looks["looks"] if look["claim"]]
+    assert look["vouched"] and look["scores"].keys() == RUNS, output
+    assert looks["mlflow"]["models"] == len(RUNS) and looks["mlflow"]["never_committed"] == []
+    # Of 80 images only, no modules can be inferred from the order of the files.
+    assert "dataset.limit" in leakage["kinds"]["groups"]["unavailable"]
+    assert variance["sources"]["families"].keys() == {"logistic_regression"}
+    assert {row["run"] for row in optimism["runs"]} == RUNS
+    assert run(finished, "git", "status", "--porcelain", "--", "results/fairness") == ""
+
+
 def test_predict_says_what_it_could_not_read(finished):
     (finished / "broken.png").write_bytes(b"no image")
     image = artifacts.read_part("test", finished / "data" / "split" / "manifest.csv").paths[0]

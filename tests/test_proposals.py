@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import metrics, params, provenance
-from pipeline.classifiers import logistic_regression, proposals, search
-from pipeline.commands import split_seeds
+from pipeline import metrics, params, provenance, resplits
+from pipeline.classifiers import proposals, search
 from tests.families import data, fit
 from tests.test_search import Params
 
@@ -102,7 +101,7 @@ def test_grids_and_random_draws_ask_for_no_scores_and_import_no_optuna():
     assert done.stdout.split() == ["30", "False"]
 
 
-def test_split_seeds_learn_from_the_scores_of_their_own_split():
+def test_sweeps_of_another_split_learn_from_its_own_scores():
     train, validation, _ = data("wine")
     values = {
         "compute": {"threads": 1, "batch_size": 1, "engine": "auto", "precision": "float32"},
@@ -117,11 +116,11 @@ def test_split_seeds_learn_from_the_scores_of_their_own_split():
         scored.append(metrics.score("log_loss", probabilities, validation[1], positive=None))
         return scored[-1]
 
-    candidates, fits = split_seeds._fit_all(
-        given, logistic_regression, "logistic_regression", {"train": train, "validation": validation}, 3, score,
-        seed=0, lower_is_better=True,
-    )  # fmt: skip
-    assert len({candidate.name for candidate in candidates}) == len(fits) == len(scored) == 13
+    candidates, fits, scores = resplits.fit_all(
+        given, "logistic_regression", train, validation, n_classes=3, score=score, seed=0, lower_is_better=True
+    )
+    assert len({candidate.name for candidate in candidates}) == len(fits) == 13
+    assert scores == scored
     for candidate, fitted in zip(candidates, fits, strict=True):
         alone = fit("logistic_regression", train, validation, n_classes=3, **candidate.parameters)
         np.testing.assert_allclose(fitted.validation, alone.validation, atol=1e-4)

@@ -235,6 +235,34 @@ def test_methods_of_every_kind_carry_the_same_metric_names() -> None:
 
 
 @pytest.mark.usefixtures("shown")
+def test_the_scores_on_test_are_those_of_the_methods_with_the_images_they_are_of() -> None:
+    part = hashlib.sha256(b"test").hexdigest()
+    found = tracking.scores(tracking.locate(), "elpv", metric="accuracy")
+    assert [(one.run, one.value, one.test_part, one.deleted) for one in found] == [
+        ("lite0-head", 0.8, part, False), ("lite0-logistic_regression", 0.8, part, False)
+    ]  # fmt: skip
+    assert len({one.record for one in found}) == 2
+    assert tracking.scores(tracking.locate(), "elpv", metric="roc_auc") == []
+    assert tracking.scores(tracking.locate(), "folder", metric="accuracy") is None
+
+
+def test_a_deleted_run_was_a_look_all_the_same(two_methods: tracking.Comparison) -> None:
+    sync(two_methods)
+    client().delete_run(the_method().info.run_id)
+    found = tracking.scores(tracking.locate(), "elpv", metric="accuracy")
+    assert sorted(one.deleted for one in found) == [False, True]
+    # The same record again is no further model.
+    sync(two_methods)
+    assert [one.deleted for one in tracking.scores(tracking.locate(), "elpv", metric="accuracy")] == [False, False]
+
+
+def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:
+    place = tracking.Store(f"sqlite:///{tmp_path}/none/mlflow.db")
+    assert tracking.scores(place, "elpv", metric="accuracy", seconds=10) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("shown")
 def test_test_metrics_with_intervals_are_on_the_methods_alone() -> None:
     expected = {"test_accuracy": 0.8, "test_accuracy_low": 0.7, "test_accuracy_high": 0.9}
     for run in runs():

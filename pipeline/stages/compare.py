@@ -21,6 +21,7 @@ from pipeline import (
     leaderboard,
     leaderboard_tables,
     metrics,
+    stability,
     statistics,
 )
 from pipeline.comparison import Method, Protocol
@@ -60,8 +61,10 @@ def main(params: Params, *, log: Log) -> None:
     ranked = comparison.rank(methods, protocol)
     say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of "
         f"{protocol.sizes['validation']:,} validation and {protocol.sizes['test']:,} test images")  # fmt: skip
-    entries = comparison.entries(ranked, protocol)
-    _write(entries, comparison.details(ranked, entries, protocol), protocol)
+    resampled = comparison.resample(ranked, protocol)
+    entries = comparison.entries(ranked, resampled, protocol)
+    stable = {"pairs": stability.pairs(ranked), "ranks": stability.ranks(ranked, resampled, protocol)}
+    _write(entries, comparison.details(ranked, entries, protocol) | stable, protocol)
     _write_calibrators(ranked, protocol)
     say("drawing the figures")
     _draw(ranked, entries, protocol)

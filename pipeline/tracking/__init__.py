@@ -9,11 +9,12 @@ nothing here imports it.
 
 from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name
 from pipeline.tracking.live import Live, live
+from pipeline.tracking.scores import Score, scores
 from pipeline.tracking.store import SETTINGS, Store, TrackingError, locate
 from pipeline.tracking.sync import Report, sync
 from pipeline.tracking.view import address
 
 __all__ = [
-    "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Store", "TrackingError",
-    "address", "experiment_name", "live", "locate", "sync",
+    "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
+    "address", "experiment_name", "live", "locate", "scores", "sync",
 ]  # fmt: skip

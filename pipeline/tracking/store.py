@@ -141,6 +141,21 @@ def connect(store: Store, experiment: str, *, seconds: float | None = None) -> C
         return Connection(store, _experiment(client, store, experiment), deadline, claimant(store), client)
 
 
+def connect_to_existing(store: Store, experiment: str, *, seconds: float | None = None) -> Connection | None:
+    """Open a store to read from, as `connect` does, but create nothing: None without the store or the experiment."""
+    if store.database is not None and not os.path.exists(store.database):
+        return None
+    quiet()
+    deadline = Deadline.after(seconds)
+    with translated(store), lock(store, "create", deadline):
+        _check(store)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=store.uri)
+        found = client.get_experiment_by_name(experiment)
+        return None if found is None else Connection(store, found.experiment_id, deadline, claimant(store), client)
+
+
 def _experiment(client: MlflowClient, store: Store, name: str) -> str:
     """Return the id of the active experiment, which another machine may be creating at this moment."""
     from mlflow.exceptions import MlflowException

@@ -1,0 +1,56 @@
+"""What the studies that fit have in common: linear families on kept features, over several draws of the split.
+
+Logistic regression and the linear SVM: quick enough to be fitted hundreds of times, and their predictions on validation
+owe nothing to early stopping. Test accuracies are of splits of these studies' own; validation selects in each.
+Predefined parts are set aside: all parts are drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline import datasets, resplits, splits, statistics
+from pipeline.classifiers import search
+from pipeline.params import Params
+
+FAMILIES = ("logistic_regression", "linear_svm")
+
+
+@dataclass(frozen=True)
+class Study:
+    """``families`` are fitted on ``pool``, the features of ``backbone``, for each of ``split_seeds``.
+
+    ``trainings``: with how many seeds a family that draws anything is trained on one split.
+    """
+
+    given: Params
+    pool: resplits.Pool
+    backbone: str
+    families: tuple[str, ...]
+    split_seeds: tuple[int, ...]
+    trainings: int
+
+    @property
+    def seed(self) -> int:
+        return self.given.value("seed")
+
+    @property
+    def split(self) -> splits.SplitParams:
+        return self.given.block("split", splits.SplitParams)
+
+    @property
+    def dataset(self) -> datasets.DatasetParams:
+        return self.given.block("dataset", datasets.DatasetParams)
+
+    @property
+    def compare(self) -> statistics.CompareParams:
+        return self.given.block("compare", statistics.CompareParams)
+
+    @property
+    def groups_near_duplicates(self) -> bool:
+        """Whether the pipeline itself keeps near duplicates together under these parameters."""
+        return self.split.groups_near_duplicates(self.dataset.source)
+
+    def candidates(self) -> dict[str, list[search.Candidate]]:
+        """Return {family: its candidates}, the same for every split."""
+        return {name: resplits.fixed_candidates(self.given, name) for name in self.families}

@@ -1,0 +1,145 @@
+"""All images with the features of one network, divided anew, and sweeps on such a split: for studies of the protocol.
+
+A sweep here is the pipeline's: every candidate is fitted on train, validation selects. The catalog has the labels of
+every image; those of the new test part reach `hits`, which scores a candidate that is chosen already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artifacts, datasets, inference, metrics, params, seeds
+from pipeline.classifiers import family, proposals, search
+from pipeline.progress import progress
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images of the catalog, in its order: ``features`` float32 (n, width), ``labels`` int64 (n,) in ``classes``."""
+
+    images: tuple[datasets.SourceImage, ...]
+    features: np.ndarray
+    classes: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The candidates of one family on one split, their fits, and which of them is ``selected``.
+
+    ``validation``: probabilities float32 (candidates, n, classes); ``scores``: the metric on them, (candidates,).
+    """
+
+    candidates: tuple[search.Candidate, ...]
+    fits: tuple[family.Fit, ...]
+    validation: np.ndarray
+    scores: np.ndarray
+    selected: int
+
+
+def read_pool(directory: Path) -> Pool:
+    """Return the images with the features that lie in ``directory``. Raises ArtifactError if it lacks one."""
+    images = datasets.read_catalog()
+    by_digest = {}
+    for name in artifacts.PARTS:
+        part = artifacts.read_part(name)
+        by_digest.update(zip(part.sha256, artifacts.read_features(directory, part), strict=True))
+    try:
+        features = np.stack([by_digest[image.sha256] for image in images])
+    except KeyError as error:
+        raise artifacts.ArtifactError(f"{directory} has no features of the image {error}: run `dvc repro`") from None
+    classes = tuple(sorted({image.label for image in images}))
+    labels = np.array([classes.index(image.label) for image in images], dtype=np.int64)
+    return Pool(tuple(images), features, classes, labels)
+
+
+def sweep(
+    given: params.Params,
+    name: str,
+    pool: Pool,
+    parts: np.ndarray,
+    *,
+    seed: int,
+    candidates: Sequence[search.Candidate] | None = None,
+    label: str | None = None,
+) -> Sweep:
+    """Fit a family on one split of the pool and let validation select.
+
+    ``parts``: str (n,), the part of every image; one that is in none is left out. ``seed``: the root seed of everything
+    that the family draws. ``candidates``: in place of those that the family's block in params.yaml asks for.
+    ``label``: of a progress bar over the candidates; none without.
+    """
+    selection = given.block("selection", metrics.SelectionParams)
+    positive = metrics.positive_index(pool.classes, selection)
+    data = {part: (pool.features[parts == part], pool.labels[parts == part]) for part in ("train", "validation")}
+    labels = data["validation"][1]
+
+    def score(probabilities: np.ndarray) -> float:
+        return metrics.score(selection.metric, probabilities, labels, positive=positive)
+
+    tried, fits, scores = fit_all(
+        given, name, data["train"], data["validation"], n_classes=len(pool.classes), score=score, seed=seed,
+        candidates=candidates, label=label, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
+    )  # fmt: skip
+    validation = np.stack([fit.validation for fit in fits])
+    best = metrics.select(validation, labels, metric=selection.metric, positive=positive)
+    return Sweep(tuple(tried), tuple(fits), validation, np.array(scores), best)
+
+
+def hits(found: Sweep, candidate: int, pool: Pool, parts: np.ndarray) -> np.ndarray:
+    """Return for every image of the new test part whether a candidate is right about it, bool (n,)."""
+    rows = parts == "test"
+    return found.fits[candidate].model.predict_proba(pool.features[rows]).argmax(axis=1) == pool.labels[rows]
+
+
+def fit_all(
+    given: params.Params,
+    name: str,
+    train: family.Examples,
+    validation: family.Examples,
+    *,
+    n_classes: int,
+    score: Callable[[np.ndarray], float],
+    seed: int,
+    lower_is_better: bool,
+    candidates: Sequence[search.Candidate] | None = None,
+    label: str | None = None,
+) -> tuple[list[search.Candidate], list[family.Fit], list[float]]:
+    """Return the candidates that were tried, their fits, and their scores on validation."""
+    module = family.find(name)
+    block = given.block(f"classifiers.{name}", module.Params)
+    fit_seed = seeds.child_seed(seed, "classifiers", name)
+    threads = given.block("compute", inference.ComputeParams).threads
+    task = family.Task(train, validation, n_classes=n_classes, seed=fit_seed, threads=threads)
+    proposed = proposals.Proposals(block, seed=fit_seed, lower_is_better=lower_is_better)
+    scores: list[float] = []
+    points = proposed.points(scores) if candidates is None else (candidate.parameters for candidate in candidates)
+    one_by_one = family.fit_all(module.Fitter(task, block), points)
+    if label is not None:
+        total = len(proposed) if candidates is None else len(candidates)
+        one_by_one = progress(one_by_one, total=total, label=label, unit="candidates")
+    fits = []
+    for fit in one_by_one:
+        scores.append(score(fit.validation))
+        fits.append(fit)
+    tried = candidates if candidates is not None else [proposed.after(scores[:index]) for index in range(len(fits))]
+    return list(tried), fits, scores
+
+
+def fixed_candidates(given: params.Params, name: str) -> list[search.Candidate]:
+    """Return the same candidates for every split: the grid, the random draws, or for ``tpe`` as many random draws.
+
+    What a search that learns tries depends on the split, which leaves nothing to compare between splits.
+    """
+    block = given.block(f"classifiers.{name}", family.find(name).Params)
+    seed = seeds.child_seed(given.value("seed"), "classifiers", name)
+    if block.search != "tpe":
+        return search.candidates(block, seed=seed)
+    return [search.candidate(block, point) for point in search.draw(block, block.candidates, seed=seed)]

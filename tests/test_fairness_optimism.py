@@ -1,0 +1,91 @@
+"""The bias-corrected score against a plain loop and against cases whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss
+
+from pipeline import metrics
+from pipeline.fairness import optimism
+
+
+def candidate(labels: np.ndarray, right: np.ndarray, confidence: np.ndarray | float = 0.8) -> metrics.Evaluation:
+    """Return an evaluation that is right where ``right`` says so."""
+    predicted = np.where(right, labels, 1 - labels)
+    positive = np.where(predicted == 1, confidence, 1 - np.asarray(confidence))
+    return metrics.Evaluation(np.stack([1 - positive, positive], axis=1).astype(np.float32), labels, positive=1)
+
+
+def several(n: int, shares: list[float], seed: int) -> list[metrics.Evaluation]:
+    """Return one candidate for each true accuracy, right independently of the others."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    return [candidate(labels, generator.random(n) < share, generator.uniform(0.6, 0.9, n)) for share in shares]
+
+
+def corrected(evaluations, metric="accuracy", samples=400, seed=0) -> optimism.Corrected:
+    return optimism.corrected(
+        evaluations, metric=metric, samples=samples, generator=np.random.default_rng(seed), confidence=0.95
+    )
+
+
+def test_it_is_the_plain_loop():
+    evaluations = several(60, [0.7, 0.7, 0.7], seed=1)
+    labels, rows = evaluations[0].labels, np.random.default_rng(5).integers(0, 60, size=(100, 60))
+    expected, chosen = [], []
+    for drawn in rows:
+        left = np.setdiff1d(np.arange(60), drawn)
+        order = [
+            (-accuracy_score(labels[drawn], each.predicted[drawn]),
+             log_loss(labels[drawn], each.probabilities[drawn, 1], labels=[0, 1]), index)
+            for index, each in enumerate(evaluations)
+        ]  # fmt: skip
+        best = min(order)[2]
+        chosen.append(best)
+        expected.append(accuracy_score(labels[left], evaluations[best].predicted[left]))
+    found = corrected(evaluations, samples=100, seed=5)
+    assert found.value == pytest.approx(np.mean(expected))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
+    whole = metrics.select(
+        np.stack([each.probabilities for each in evaluations]), labels, metric="accuracy", positive=1
+    )
+    assert found.changed == np.mean(np.array(chosen) != whole)
+
+
+def test_the_best_of_many_useless_candidates_is_useless_after_correction():
+    best, fixed = [], []
+    for seed in range(100):
+        evaluations = several(60, [0.5] * 20, seed=seed)
+        best.append(max(each.correct.mean() for each in evaluations))
+        fixed.append(corrected(evaluations, samples=60).value)
+    assert np.mean(best) > 0.59
+    # The standard error of this mean is 0.005.
+    assert np.mean(fixed) == pytest.approx(0.5, abs=0.015)
+
+
+def test_where_one_candidate_is_far_better_there_is_nothing_to_correct():
+    evaluations = several(400, [0.9, 0.6, 0.5], seed=2)
+    found = corrected(evaluations)
+    assert found.changed == 0.0
+    assert found.value == pytest.approx(evaluations[0].correct.mean(), abs=0.005)
+    assert found.low < found.value < found.high
+
+
+def test_a_loss_is_corrected_upwards():
+    evaluations = several(80, [0.75] * 20, seed=3)
+    best = min(float(each.measure(names=["log_loss"])["log_loss"][0]) for each in evaluations)
+    assert corrected(evaluations, metric="log_loss").value > best
+
+
+def test_same_seed_gives_the_same_numbers():
+    evaluations = several(50, [0.7] * 5, seed=4)
+    assert corrected(evaluations, seed=7) == corrected(evaluations, seed=7) != corrected(evaluations, seed=8)
+
+
+def test_draws_that_leave_the_metric_undefined_are_left_out():
+    labels = np.array([1, 0, 0, 0, 0, 0])
+    one = candidate(labels, np.ones(6, dtype=bool))
+    other = candidate(labels, np.array([True, True, True, True, False, False]))
+    found = corrected([one, other], metric="roc_auc", samples=200)
+    assert found.value == pytest.approx(1.0)
