@@ -159,8 +159,8 @@ def test_an_ablation_is_marked_in_every_table(root):
             given, sizes=dict.fromkeys(artifacts.PARTS, 1), confidence=0.95, samples=9
         ),
     )
-    for table in tables:
-        assert mark not in table(plain) and table(marked).count(mark) >= 2
+    for render in tables:
+        assert mark not in render(plain) and render(marked).count(mark) >= 2
     columns, rows = leaderboard.csv_table(marked)
     assert "ablation" in columns
     assert [row["ablation"] for row in rows[:3]] == ["fed pixels / 255", "fed pixels / 255", None]
