@@ -19,7 +19,6 @@ from pipeline.progress import NoLog
 from pipeline.splits import SplitParams
 from pipeline.stages import dataset, split
 
-
 NO_GROUPS = {"pattern": None, "csv": None, "column": None, "module": False}
 ELPV = {
     "source": "elpv",
