@@ -117,6 +117,7 @@ def test_a_network_is_added_by_one_entry(project, values, capsys, monkeypatch):
         imagenet=table.BACKBONES["mobilenet"].imagenet,
     )
     monkeypatch.setitem(table.BACKBONES, entry.name, entry)
+    values = copy.deepcopy(values)
     values["backbones"] = values["head"]["backbones"] = [entry.name]
     values["fine_tune"]["backbones"] = values["explain"]["runs"] = []
     values["backbone"]["weights"] = "random"

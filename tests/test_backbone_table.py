@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts, inference, networks, training
+from pipeline import artifacts, inference, networks
 from pipeline.backbones import keras_applications, scaling
 from pipeline.backbones.backbone import Backbone, BackboneError
 from pipeline.backbones.keras_applications import Application
 from pipeline.backbones.table import BACKBONES
 from pipeline.backbones.weights import draw
+from pipeline.training import cutting
 
 COMPUTE = inference.ComputeParams(threads=2, batch_size=2, engine="openvino", precision="float32")
 
@@ -276,7 +277,7 @@ def test_the_last_block_is_cut_off_and_put_back(built):
     for layer in trunk.layers[: names.index(built.spec.blocks[-1].first_layer)]:
         layer.trainable = False
     try:
-        split = training.split(whole)
+        split = cutting.split(whole)
         assert split.frozen is not None
         assert networks.count_parameters(split.frozen) > 0
         if built.row.name.startswith("nasnet"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -168,16 +169,17 @@ def test_two_sweeps_write_the_same_bytes_and_leave_no_cache(project, classifier)
 def test_a_sweep_killed_while_it_removes_its_cache_leaves_nothing_that_looks_kept(project, monkeypatch):
     run()
     undisturbed = contents(RUN)
-    remove = shutil.rmtree
+    remove = tempfile.TemporaryDirectory.cleanup
 
-    def killed(path, *arguments, **options):
-        if Path(path).resolve().parent == sweep.CACHE.resolve():
-            next(Path(path).rglob("candidate.json")).unlink()
-            raise KeyboardInterrupt
-        remove(path, *arguments, **options)
+    def killed(doomed):
+        if Path(doomed.name).resolve().parent != sweep.CACHE.resolve():
+            return remove(doomed)
+        doomed._finalizer.detach()
+        next(Path(doomed.name).rglob("candidate.json")).unlink()
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(tempfile.TemporaryDirectory, "cleanup", killed)
         run()
     run()
     assert contents(RUN) == undisturbed
