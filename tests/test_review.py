@@ -194,6 +194,19 @@ def test_a_leak_that_every_replay_repeats_is_no_review_to_sign(project):
     )
 
 
+def test_a_leak_that_the_record_of_the_data_admits_is_listed_only(project):
+    """As of published data sets whose predefined parts hold an image twice."""
+    edit(project / "data/labels.txt", "02.png good", "59.png good")
+    quality = "    - results/data_quality.json:\n        cache: false\n"
+    edit(project / "dvc.yaml", "    - data/catalog.csv\n", f"    - data/catalog.csv\n{quality}")
+    with (project / "pipeline/catalog.py").open("a", encoding="utf-8") as file:
+        file.write('json.dump({"duplicates_across_parts": 2}, open("results/data_quality.json", "w"))\n')
+    repro(project)
+    found = reviewed.review(project)
+    assert found.verdict == verdicts.IDENTICAL
+    assert [one.kind for one in found.findings] == [causes.KNOWN_LEAK]
+
+
 def test_an_output_edited_by_hand_is_not_taken_for_a_result(project):
     """Neither data, params, code nor packages explain it, and MLflow saw the claim being made right here."""
     forge(project, f"{RUN}/record.json", '"model_bytes": 1', '"model_bytes": 2')
@@ -317,7 +330,7 @@ def test_the_command_writes_a_review_to_sign_and_does_not_overwrite_a_signed_one
     assert str(here) not in text + page + json.dumps(content)
     assert "no run of these records" in capsys.readouterr().out
     assert not (here / ".mlflow").exists(), "asking MLflow creates no store"
-    (place / "review.md").write_text(text.replace(report.UNSIGNED, "A. Reviewer"), encoding="utf-8")
+    (place / "review.md").write_text(text.replace(report.UNSIGNED, "A. Reviewer", 1), encoding="utf-8")
     with pytest.raises(locks.ReviewError, match="somebody signed"):
         command(here)
     assert command(here, "--stages", "dataset") == 0

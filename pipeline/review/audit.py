@@ -168,7 +168,8 @@ def _execute(sides: Sides, chosen: plan.Plan, work: Replay, project: Path) -> di
             sides.executed[stage.name] = done
             announce(f"    {_first_look(sides, stage, done)}, {replay.spoken(done.seconds)}")
     finally:
-        replay.keep_durations(project, work.clock.done)
+        whole = {one.stage: one.seconds for one in sides.executed.values() if one.failure is None}
+        replay.keep_durations(project, whole)
     return skipped
 
 

@@ -15,8 +15,8 @@ from pipeline.review.verdicts import CLOSE, DIVERGED, EQUIVALENT, IDENTICAL, VER
 
 FOLDER = artifacts.RESULTS / "review"
 NAMES = ("review.md", "review.json", "review.html")
-SIGNATURE = ("Name", "Date", "Signature")
-# The line that a reviewer fills in: while it is there, nobody has signed.
+SIGNATURE = ("Name", "Date", "Signature", "I accept / reject")
+# The line that a reviewer fills in, once for each of them.
 UNSIGNED = "________________"
 HEADLINES = {
     IDENTICAL: "REPRODUCED, identical",
@@ -52,9 +52,9 @@ def directory(project: Path, review_commit: str, against: str | None, *, partial
 
 
 def is_signed(place: Path) -> bool:
-    """Whether a review lies there that somebody filled in."""
+    """Whether a review lies there that somebody filled in, or began to."""
     file = place / NAMES[0]
-    return file.is_file() and UNSIGNED not in file.read_text(encoding="utf-8")
+    return file.is_file() and file.read_text(encoding="utf-8").count(UNSIGNED) < len(SIGNATURE)
 
 
 def headline(review: Review) -> str:
@@ -127,7 +127,7 @@ def _sections(review: Review, params: ReviewParams, environment: Mapping[str, An
         ("Replayed", f"{len(review.executed)} stages on {date}, in {_duration(review)}"),
         ("Not replayed", plan.in_words(review.left_out) or "nothing was left out"),
     ]
-    signature = [(name, UNSIGNED) for name in (*SIGNATURE, "I accept / reject")]
+    signature = [(name, UNSIGNED) for name in SIGNATURE]
     sections = [
         Section("To sign", [Table(("what", "which"), facts), Table(("reviewer", ""), signature)]),
         Section("Why", _reasons(review)),
