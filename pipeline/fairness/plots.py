@@ -25,14 +25,14 @@ def leakage_plot(found: Mapping[str, Any], path: Path) -> None:
     families = found["families"]
     kinds = list(next(iter(families.values()))["kinds"])
     rows = [(name, kind) for name in families for kind in kinds]
-    with figure_file(path, width=11.0, height=1.6 + 0.42 * len(rows)) as figure:
+    with figure_file(path, width=12.0, height=1.6 + 0.5 * len(rows)) as figure:
         left, right = figure.subplots(1, 2)
         for position, (name, kind) in enumerate(rows):
             reached, color = families[name]["kinds"][kind], COLORS[list(KINDS).index(kind)]
             values = reached["by_split"]
             left.plot(values, [position] * len(values), "o", color=color, alpha=0.35, markersize=5)
             left.plot(reached["accuracy"], position, "|", color=color, markersize=22, markeredgewidth=2.5)
-        _name_rows(left, [f"{name}, {KINDS[kind]}" for name, kind in rows])
+        _name_rows(left, [f"{name}\n{KINDS[kind]}" for name, kind in rows])
         left.set(xlabel="test accuracy", title="each split, and the mean")
         _draw_gaps(right, found)
 
@@ -48,7 +48,7 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
             axes.plot([low, high], [position + offset] * 2, color=color, linewidth=2)
             axes.plot(value, position + offset, marker, color=color, markersize=6,
                       markerfacecolor=color if way == "over_images" else "white", label=label)  # fmt: skip
-    _name_rows(axes, [f"{name}, {KINDS[kind]}" for name, kind, _ in gaps])
+    _name_rows(axes, [f"{name}\n{KINDS[kind]}" for name, kind, _ in gaps])
     axes.set(xlabel="points of accuracy", title="what a random split flatters")
     axes.legend(loc="best")
 
@@ -146,7 +146,7 @@ OF_SECTION: Mapping[str, Mapping[str, Callable[[Mapping[str, Any], Path], None]]
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [legible(name) for name in names])
+    axes.set_yticks(range(len(names)), ["\n".join(map(legible, name.split("\n"))) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 
