@@ -1,7 +1,8 @@
 """``python -m pipeline VERB``: the stages of dvc.yaml and the commands for people.
 
 Before a stage or command starts, all of params.yaml is checked. What the user can mend is printed as one message;
-anything else keeps its traceback.
+anything else keeps its traceback. Nothing but the standard library is imported before a verb is known: `doctor` must
+answer where packages are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifacts, params, provenance
 from pipeline.errors import BakeoffError, system_reason
 from pipeline.progress import Log, NoLog
 
@@ -48,6 +48,7 @@ COMMANDS: dict[str, str] = {
     "clean-features": "remove the kept computations of frozen networks",
     "prune": "remove results that params.yaml no longer declares",
     "lock": "compare dvc.lock with the committed one",
+    "doctor": "look at the environment, and say what is wrong and what mends it",
 }
 
 
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_stage(stage: str, item: dict[str, str]) -> None:
     """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run."""
+    from pipeline import artifacts, params, provenance
+
     module = importlib.import_module(f"pipeline.stages.{stage}")
     values = check_params(split=str(artifacts.MANIFEST) in module.INPUTS)
     declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
@@ -99,7 +102,7 @@ def check_params(*, split: bool = True) -> dict[str, Any]:
 
     ``split``: also against the split. A stage that does not read it may run before there is one of these images.
     """
-    from pipeline import schema
+    from pipeline import params, schema
 
     values = params.load()
     schema.check(values)

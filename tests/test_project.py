@@ -24,7 +24,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 # Bottom first. A module may import from the layers below its own; the foundations also from each other, and a package
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
+    ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity", "machine", "findings"),
     ("networks", "plotting", "watchdog"),
     (
         *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("network_runs", "predictor"),
     ("stages",),
     ("schema",),
+    ("health",),
     ("commands",),
     ("__main__",),
 )
