@@ -224,7 +224,10 @@ class _Audit:
     def of_others_candidate(self, run: Run) -> Iterator[Finding]:
         parent = self.by_id.get(tag(run, contents.PARENT))
         if parent is None:
-            yield Finding("problem", "orphan", f"{_named(run)} is a candidate of a run that is no more", SYNC)
+            # Those of a run that was deleted went with it: that one is the finding.
+            if tag(run, contents.PARENT) not in {deleted.info.run_id for deleted in self.deleted}:
+                message = f"{_named(run)} is a candidate of a run that never was, or was removed for good"
+                yield Finding("problem", "orphan", message, f"{_delete(run.info.run_id)}\n{SYNC}")
             return
         method = self.records.get(tag(run, "record"))
         numbers = range(len(method.record.candidates)) if method else None
@@ -235,7 +238,7 @@ class _Audit:
 
     def deleted_history(self) -> Iterator[Finding]:
         """Yield whole runs of earlier records that a person deleted; the pipeline itself deletes doubles only."""
-        shown = {tag(run, "record") for run in self.active}
+        shown = {tag(run, "record") for run in self.active if _is_method(run)}
         for run in self.deleted:
             if _is_method(run) and claims.is_complete(run) and tag(run, "record") not in shown | self.records.keys():
                 message = f"{_named(run)}, of an earlier record, was deleted"
