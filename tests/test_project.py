@@ -24,7 +24,8 @@ PACKAGE = provenance.ROOT / "pipeline"
 # Bottom first. A module may import from the layers below its own; the foundations also from each other, and a package
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity", "machine", "findings"),
+    ("errors", "params", "artifacts", "seeds", "progress", "provenance", "identity"),
+    ("findings", "machine"),
     ("networks", "plotting", "watchdog"),
     (
         *("backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets", "duplicates"),
