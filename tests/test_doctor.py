@@ -140,7 +140,13 @@ def test_packages_that_are_missing_or_of_another_version_are_named_and_more_of_t
     assert finding.message == (
         "missing: keras 3.15.1; another version: numpy 2.4.5 (locked: 2.4.6); of 3 in requirements.lock"
     )
-    assert finding.remedy.endswith("-m pip install --require-hashes --requirement requirements.lock")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    assert installation.packages()[0].remedy.endswith("-m pip install --require-hashes --requirement requirements.lock")
+    # Not in an environment: nothing is installed into the system's Python.
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    assert installation.packages()[0].remedy == "make environment"
+    artifacts.write_text(Path(".venv/installed-from"), "")
+    assert installation.packages()[0].remedy == ". .venv/bin/activate"
     whole = {"numpy": "2.4.6", "keras": "3.15.1", "scipy": "1.17.0", "my-own": "1"}
     monkeypatch.setattr(machine, "packages", lambda: whole)
     assert levels(installation.packages()) == ["ok"]
@@ -552,7 +558,7 @@ def test_without_any_package_it_names_those_that_are_missing(root):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert re.search(r"^problem  packages .*missing: absl-py", done.stdout, flags=re.MULTILINE)
-    assert "-> " in done.stdout and "pip install --require-hashes --requirement requirements.lock" in done.stdout
+    assert re.search(r"-> (make environment|.* pip install --require-hashes|\. .*activate)", done.stdout)
     assert re.search(r"^warning  images .*cannot be imported", done.stdout, flags=re.MULTILINE)
     assert re.search(r"^ok       (processor|git|disk) ", done.stdout, flags=re.MULTILINE)
 

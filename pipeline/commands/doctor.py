@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import findings
 from pipeline.findings import Finding
-from pipeline.health import Check, examine, examine_within, hardware, inputs, installation, leftovers, stores
+from pipeline.health import examine, examine_within, hardware, inputs, installation, leftovers, stores
 from pipeline.progress import announce
+
+if TYPE_CHECKING:
+    from pipeline.health import Check
 
 # Subject -> what looks at it, in the order in which it is mended.
 CHECKS: dict[str, Check] = {

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.errors import BakeoffError
 from pipeline.findings import Finding
 
 SECONDS_TO_ANSWER = 4.0
 
-Check = Callable[[], Sequence[Finding]]
+if TYPE_CHECKING:  # So that a Python that is too old gets as far as being told so.
+    Check = Callable[[], Sequence[Finding]]
 
 
 def examine(subject: str, check: Check) -> Sequence[Finding]:
@@ -24,7 +26,7 @@ def examine(subject: str, check: Check) -> Sequence[Finding]:
         return check()
     except ImportError as error:
         name = error.name or str(error)
-        return [Finding("warning", subject, f"not looked at, because {name} cannot be imported", "see packages above")]
+        return [Finding("warning", subject, f"not looked at, because {name} cannot be imported: mend packages first")]
     except BakeoffError as error:
         return [Finding("problem", subject, " ".join(str(error).split()))]
     except OSError as error:

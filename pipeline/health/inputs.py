@@ -42,7 +42,7 @@ def images() -> list[Finding]:
         try:
             count = len(datasets.read(block).images)
         except datasets.DatasetError as error:
-            return [Finding("problem", "images", str(error), "see packages above; `git checkout data/elpv.json`")]
+            return [Finding("problem", "images", f"{error} (mend packages first)", "git checkout data/elpv.json")]
         return [Finding("ok", "images", f"{count:,} of {block.source}, as {block.path} describes them")]
     if block.source == "folder":
         return _folder(Path(block.path), datasets.class_names(block), tracked=_is_tracked(block))
@@ -127,14 +127,14 @@ def _weights_of(network: str, source: str) -> tuple[str, str, str]:
             return "problem", f"there is no file {source}", "params.yaml: backbone.weights: imagenet"
         return "ok", f"{source}, SHA-256 {artifacts.sha256_file(Path(source))[:12]}...", ""
     if network not in table.BACKBONES:
-        return "problem", "there is no network of that name", "see params.yaml above"
+        return "problem", "the project knows no network of that name", ""
     official = _official(table.BACKBONES[network])
     if not isinstance(official, weights.PackageFile):
         return _downloaded(official)
     try:
         official.locate()
     except weights.WeightsError as error:
-        return "problem", str(error), "see packages above"
+        return "problem", f"{error} (mend packages first)", "params.yaml: backbone.weights: random"
     return "ok", f"{official.file} of {official.package}, with the right digest", ""
 
 

@@ -16,7 +16,7 @@ from pipeline.findings import Finding
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 LOCK, GPU_LOCK = Path("requirements.lock"), Path("requirements-gpu.lock")
-GPU_ENVIRONMENT = ".venv-gpu"
+ENVIRONMENT, GPU_ENVIRONMENT = ".venv", ".venv-gpu"
 SHOWN = 6
 
 # Distributions that are imported under another name, of those whose absence stops the pipeline.
@@ -66,8 +66,7 @@ def packages() -> list[Finding]:
     if missing or others:
         parts = [("missing", missing), ("another version", others)]
         said = "; ".join(f"{what}: {listed(names)}" for what, names in parts if names)
-        remedy = f"{_pip()} install --require-hashes --requirement {lock}"
-        found.append(Finding("problem", "packages", f"{said}; of {len(wanted)} in {lock}", remedy))
+        found.append(Finding("problem", "packages", f"{said}; of {len(wanted)} in {lock}", _installing(lock)))
     if damaged:
         pinned = " ".join(f"{name}=={installed[name]}" for name in damaged)
         message = f"recorded as installed, but not there: {listed(damaged)}"
@@ -117,6 +116,15 @@ def _is_whole(module: str) -> bool:
 
 def _same_environment(one: Path, other: Path) -> bool:
     return one.parent.resolve() == other.parent.resolve()
+
+
+def _installing(lock: Path) -> str:
+    """Return what makes an environment as the lock file says: this one, or one of the project's, if this is none."""
+    if sys.prefix != sys.base_prefix:
+        return f"{_pip()} install --require-hashes --requirement {lock}"
+    environment = Path(GPU_ENVIRONMENT if lock == GPU_LOCK else ENVIRONMENT)
+    built = environment / "installed-from"
+    return f". {environment}/bin/activate" if built.is_file() else "make environment"
 
 
 def _pip() -> str:
