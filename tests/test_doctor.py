@@ -231,6 +231,17 @@ def test_bfloat16_without_its_instructions_is_a_warning(project, values, monkeyp
     assert levels(hardware.compute()) == ["ok"]
 
 
+def test_variables_that_change_last_digits_are_named_and_thread_counts_are_not_among_them(monkeypatch):
+    for name in hardware.CHANGE_DIGITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert levels(hardware.variables()) == ["ok"]
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    (finding,) = hardware.variables()
+    assert (finding.level, finding.remedy) == ("warning", "unset TF_ENABLE_ONEDNN_OPTS")
+    assert set(hardware.CHANGE_DIGITS) <= set(machine.FLAGS)
+
+
 def test_a_disk_that_is_too_small_is_a_problem_unless_most_is_there_already(project, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 10**8))

@@ -25,6 +25,7 @@ CHECKS: dict[str, Check] = {
     "git": stores.git,
     "processor": hardware.processor,
     "compute": hardware.compute,
+    "variables": hardware.variables,
     "disk": hardware.disk,
     "params.yaml": inputs.choices,
     "images": inputs.images,

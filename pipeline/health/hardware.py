@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -12,6 +13,10 @@ from pipeline.findings import Finding
 # What `make repro` needs beside the environment, as scripts/environment.sh says; a test compares the two.
 REPRO_MEGABYTES = 1300
 FINISHED = Path("results/runs")
+CHANGE_DIGITS = (
+    *("TF_ENABLE_ONEDNN_OPTS", "TF_XLA_FLAGS", "XLA_FLAGS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES"),
+)
 
 
 def processor() -> list[Finding]:
@@ -55,6 +60,16 @@ def compute() -> list[Finding]:
         message = "compute.precision is bfloat16, which this processor has no instructions for: slower, not faster"
         found.append(Finding("warning", "compute", message, "params.yaml: compute.precision: float32"))
     return found or [Finding("ok", "compute", f"{threads} threads in {precision}; {have}")]
+
+
+def variables() -> list[Finding]:
+    """Check for environment variables that make libraries compute with other instructions than usual."""
+    found = {name: value for name, value in machine.flags(os.environ).items() if name in CHANGE_DIGITS and value}
+    if not found:
+        return [Finding("ok", "variables", "none in the environment that changes last digits")]
+    said = ", ".join(f"{name}={value}" for name, value in found.items())
+    message = f"{said} may change last digits, and with them what is trained"
+    return [Finding("warning", "variables", message, f"unset {' '.join(found)}")]
 
 
 def disk() -> list[Finding]:
