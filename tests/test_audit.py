@@ -323,7 +323,7 @@ def test_a_fabricated_number_of_the_leaderboard_is_found(tmp_path: Path, monkeyp
     artifacts.write_json(artifacts.LEADERBOARD, [{**board[0], "test": better}])
     (finding,) = sync_command.of_leaderboard(board)
     assert finding.level == "problem"
-    assert "lite0-head: test accuracy (low) is 0.75, should be 0.7" in finding.message
+    assert "lite0-head: test.accuracy.low is 0.75, should be 0.7" in finding.message
 
 
 def check(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -347,7 +347,7 @@ def test_a_finished_pipeline_passes_its_audit_and_a_typed_in_number_does_not(fin
             opened.execute("UPDATE latest_metrics SET value = 0.999 WHERE key = 'test_roc_auc'")
             opened.commit()
         record.write_bytes(before[record] + b"3,0,1,0,1,0\n")
-        board.write_bytes(before[board].replace(b'"value": 0.', b'"value": 0.9', 1))
+        board.write_bytes(before[board].replace(b'"rank": 1', b'"rank": 9', 1))
         done = check(finished)
     finally:
         for path, content in before.items():
@@ -357,6 +357,6 @@ def test_a_finished_pipeline_passes_its_audit_and_a_typed_in_number_does_not(fin
     assert "results/runs/efficientnet_lite0-head was modified since dvc.lock was written" in said
     assert "-> dvc checkout --force results/runs/efficientnet_lite0-head" in done.stdout
     assert "test_roc_auc is 0.999" in done.stdout
-    assert "problem  leaderboard" in done.stdout
+    assert "problem  leaderboard" in done.stdout and "rank is 9, should be 1" in said
     assert "Traceback" not in done.stderr
     assert check(finished).returncode == 0

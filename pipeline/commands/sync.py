@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import artifacts, comparison, findings, params, tracking
@@ -73,18 +73,34 @@ def of_lock() -> Iterator[Finding]:
 
 
 def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Yield the runs of leaderboard.json whose metrics the predictions do not give."""
-    written = {entry["run"]: entry for entry in artifacts.read_json(artifacts.LEADERBOARD)}
+    """Yield the runs of leaderboard.json of which the predictions and records give anything else."""
+    written = {entry["run"]: dict(_leaves(entry)) for entry in artifacts.read_json(artifacts.LEADERBOARD)}
     for entry in board:
-        shown = written.get(entry["run"], {})
+        expected, shown = dict(_leaves(entry)), written.get(entry["run"], {})
         wrong = [
-            f"{part} {metric}{'' if bound == 'value' else f' ({bound})'} is {received}, should be {expected}"
-            for part in ("validation", "test")
-            for metric, scores in entry[part].items()
-            for bound, expected in scores.items()
-            if not tracking.agrees(received := shown.get(part, {}).get(metric, {}).get(bound), expected)
+            f"{name} is {shown.get(name)}, should be {expected.get(name)}"
+            for name in {**expected, **shown}
+            if not _same(shown.get(name), expected.get(name))
         ]
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             message = f"{artifacts.LEADERBOARD}: {entry['run']}: {wrong[0]}{more}"
             yield Finding("problem", "leaderboard", message, "dvc repro --single-item --force compare")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every number, text and null of nested JSON under its dotted name."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+
+
+def _same(received: Any, expected: Any) -> bool:
+    numbers = all(isinstance(value, int | float) for value in (received, expected))
+    return tracking.agrees(received, expected) if numbers else received == expected
