@@ -22,6 +22,9 @@ from pipeline.progress import Log, NoLog
 # Set before anything imports TensorFlow: its greetings would bury what a stage has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# Keras would stop training after so many epochs or steps, and the record would not know of it.
+for _limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    os.environ.pop(_limit, None)
 
 # Stage -> what its matrix item is called on the command line.
 STAGES: dict[str, tuple[str, ...]] = {

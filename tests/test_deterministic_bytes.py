@@ -161,6 +161,13 @@ def test_a_set_is_refused_where_its_order_would_count(value):
     assert provenance.digest({"path": Path("a"), "b": 1}) == provenance.digest({"b": 1, "path": "a"})
 
 
+def test_limits_of_training_in_the_environment_reach_no_stage(root):
+    """Keras obeys them silently: what params.yaml and the record say would not be what was done."""
+    limits = {"KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1"}
+    code = "import os, pipeline.__main__; print(sorted(name for name in os.environ if name.startswith('KERAS_')))"
+    assert World(limits).run("python", "-c", code, cwd=root).splitlines()[-1] == "['KERAS_BACKEND']"
+
+
 # --- what the code of stages may not do ----------------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def elsewhere(place: Path) -> World:
     variables = {
         "PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": other_locale(), "LANG": other_locale(),
         "HOME": str(home), "USER": "somebody", "LOGNAME": "somebody", "TMPDIR": str(home / "tmp"), "COLUMNS": "40",
-        "PYTHONPATH": str(customized),
+        "PYTHONPATH": str(customized), "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1",
     }  # fmt: skip
     # Threads are counted by params.yaml, and by nobody else.
     return World(variables | dict.fromkeys(THREAD_VARIABLES, "1"), umask=0o077)
