@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import mlflow_servers
 import pytest
 from test_tracking import RUNS, client, comparison, method, prepare, runs, the_method, write_run
 
@@ -124,6 +125,11 @@ def exchange_champion() -> None:
     client().set_tag(the_method("head · lite0").info.run_id, "champion", "true")
 
 
+def hide() -> None:
+    """The saved views of the UI show current runs only."""
+    client().set_tag(the_method().info.run_id, "current", "false")
+
+
 def log_by_hand() -> None:
     run = client().create_run(experiment(), run_name="my best")
     client().log_metric(run.info.run_id, "accuracy", 0.999)
@@ -173,6 +179,7 @@ FAULTS: list[tuple[Callable[[], None], str, str]] = [
     (invent_metric, "metric", "delete"),
     (invent_parameter, "parameter", "delete"),
     (exchange_champion, "tag", "sync"),
+    (hide, "tag", "sync"),
     (log_by_hand, "by hand", "delete"),
     (imitate, "orphan", "sync"),
     (orphan_candidate, "orphan", "delete"),
@@ -298,6 +305,30 @@ def test_a_store_that_cannot_be_read_is_an_error_in_bounded_time(shown: tracking
     with pytest.raises(tracking.TrackingError, match="Connection refused"):
         audit(shown)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_a_server_is_audited_by_questions_alone(
+    filled: tuple[Path, tracking.Comparison], empty_database: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(filled[0])
+    with mlflow_servers.sqlite_server(tmp_path, empty_database) as server:
+        proxy = mlflow_servers.Proxy(server)
+        try:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+            assert audit(filled[1]) == [("problem", "missing")]
+            assert not proxy.count("create")
+            tracking.sync(tracking.locate(), filled[1])
+            proxy.requests.clear()
+            assert audit(filled[1]) == []
+            asked = {path.rpartition("/")[2] for path in proxy.requests}
+            run_id = the_method().info.run_id
+            client().log_metric(run_id, "test_accuracy", 0.99, int(time.time() * 1000), step=0)
+            assert audit(filled[1]) == [("problem", "metric")]
+        finally:
+            proxy.close()
+    assert not asked & {"create", "update", "delete", "log-batch", "log-metric", "set-tag", "set-experiment-tag"}
+    assert {"search", "get-by-name"} <= asked
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class _Audit:
         selected = contents.method_series(method)
         yield from self.metrics(run, contents.method_summary(method), selected)
         yield from self.parameters(run, contents.parameters(method))
-        expected = contents.lasting_tags(method, self.comparison)
+        expected = {**contents.lasting_tags(method, self.comparison), "current": "true"}
         shown = {name: tag(run, name) for name in expected}
         wrong = [f"{name} is {shown[name] or 'missing'}" for name, value in expected.items() if shown[name] != value]
         if wrong:
