@@ -139,7 +139,8 @@ def _weights_of(network: str, source: str) -> tuple[str, str, str]:
 
 
 def _official(entry: Any) -> Any:
-    return entry.imagenet if hasattr(entry, "imagenet") else entry.build.args[0].imagenet
+    """Return where the ImageNet weights of a row of the table come from."""
+    return entry.imagenet
 
 
 def _downloaded(official: Any) -> tuple[str, str, str]:
