@@ -79,6 +79,9 @@ def elsewhere(place: Path) -> World:
     for folder in (home / "tmp", customized):
         folder.mkdir(parents=True)
     (customized / "sitecustomize.py").write_text(BACKWARDS, encoding="utf-8")
+    settings = '{"floatx": "float16", "epsilon": 0.001, "image_data_format": "channels_first"}'
+    (home / ".keras").mkdir()
+    (home / ".keras" / "keras.json").write_text(settings, encoding="utf-8")
     variables = {
         "PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": other_locale(), "LANG": other_locale(),
         "HOME": str(home), "USER": "somebody", "LOGNAME": "somebody", "TMPDIR": str(home / "tmp"), "COLUMNS": "40",
