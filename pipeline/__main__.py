@@ -1,7 +1,8 @@
 """``python -m pipeline VERB``: the stages of dvc.yaml and the commands for people.
 
 Before a stage or command starts, all of params.yaml is checked. What the user can mend is printed as one message;
-anything else keeps its traceback.
+anything else keeps its traceback. Nothing but the standard library is imported before a verb is known: `doctor` must
+answer where packages are missing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifacts, params, provenance
 from pipeline.errors import BakeoffError, system_reason
 from pipeline.progress import Log, NoLog
 
 # Set before anything imports TensorFlow: its greetings would bury what a stage has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# Keras would stop training after so many epochs or steps, and the record would not know of it.
+for _limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    os.environ.pop(_limit, None)
 
 # Stage -> what its matrix item is called on the command line.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -56,6 +59,7 @@ COMMANDS: dict[str, str] = {
     "lock": "compare dvc.lock with the committed one",
     "review": "replay a revision and judge it by its claims",
     "explain-delta": "say why a metric differs between two revisions",
+    "doctor": "look at the environment, and say what is wrong and what mends it",
 }
 
 
@@ -98,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_stage(stage: str, item: dict[str, str]) -> None:
     """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run."""
+    from pipeline import artifacts, params, provenance
+
     module = importlib.import_module(f"pipeline.stages.{stage}")
     values = check_params(split=str(artifacts.MANIFEST) in module.INPUTS)
     declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
@@ -110,7 +116,7 @@ def check_params(*, split: bool = True) -> dict[str, Any]:
 
     ``split``: also against the split. A stage that does not read it may run before there is one of these images.
     """
-    from pipeline import schema
+    from pipeline import params, schema
 
     values = params.load()
     schema.check(values)

@@ -15,7 +15,6 @@ from pipeline import artifacts, leaderboard, metrics, seeds, statistics
 from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
-
 Resampled = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """{part: {run: {metric: float64 (samples,)}}}"""
 

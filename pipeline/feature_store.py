@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -127,6 +127,14 @@ class _Place(NamedTuple):
     checksum: int
 
 
+class SpaceSummary(NamedTuple):
+    """What a space is from outside; ``environment`` in which it was begun, None if it holds no rows."""
+
+    directory: Path
+    bytes: int
+    environment: Mapping[str, str] | None
+
+
 class FeatureStore:
     """A directory of spaces with a size budget in bytes."""
 
@@ -153,6 +161,13 @@ class FeatureStore:
     def environment_of(self, identity: Mapping[str, Any]) -> dict[str, str]:
         """Return the environment in which a space was begun."""
         return artifacts.read_json(self.directory_of(identity) / "space.json")["environment"]
+
+    def spaces(self) -> Iterator[SpaceSummary]:
+        """Yield what is known of every space, in order of names, and touch none; so none counts as used now."""
+        for directory in sorted(path for path in self.directory.iterdir() if path.is_dir()):
+            about = directory / "space.json"
+            environment = artifacts.read_json(about)["environment"] if about.is_file() else None
+            yield SpaceSummary(directory, _bytes_in(directory), environment)
 
     def make_room(self, wanted: int, *, keep: Path) -> bool:
         """Return whether ``wanted`` more bytes fit, after removing other spaces, those unused for longest first."""

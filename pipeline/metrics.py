@@ -195,7 +195,7 @@ def expected_calibration_error(evaluation: Evaluation, weights: np.ndarray) -> n
     Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3. Each bin weighs as much as its images.
     """
     gaps = evaluation.confidence_bins * (evaluation.confidence - evaluation.correct)[:, None]
-    return _divide(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
+    return _divide(np.abs(_sums(weights, gaps)).sum(axis=1), weights.sum(axis=1))
 
 
 METRICS: Mapping[str, Callable[[Evaluation, np.ndarray], np.ndarray]] = {
@@ -305,13 +305,22 @@ def calibration(evaluation: Evaluation) -> dict[str, np.ndarray]:
     counts = evaluation.confidence_bins.sum(axis=0)
     return {
         "count": counts.astype(np.int64),
-        "confidence": _divide(evaluation.confidence @ evaluation.confidence_bins, counts),
+        "confidence": _divide(_sums(evaluation.confidence[np.newaxis], evaluation.confidence_bins)[0], counts),
         "accuracy": _divide(evaluation.correct @ evaluation.confidence_bins, counts),
     }
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return _divide(weights @ values, weights.sum(axis=1))
+    return _divide(_sums(weights, values), weights.sum(axis=1))
+
+
+def _sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the sums of ``values`` (n,) or (n, k) under weights (s, n): the same bits on any number of threads.
+
+    `@` would divide a sum among as many threads as the machine has, and its last digits would be the machine's. Where
+    all terms are whole numbers the sums are exact, and `@` is used.
+    """
+    return np.einsum("sn,n...->s...", weights, values)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -109,12 +109,17 @@ def start_tensorflow(*, threads: int | None = None) -> None:
     os.dup2(nowhere, 2)
     try:
         with in_place_of(dict.fromkeys(UNCALLED)):
+            import keras
             import tensorflow as tf
 
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.constant(0.0) + 1.0
+        # Else a user's ~/.keras/keras.json decides them: with float16 there, every network would be another one.
+        keras.config.set_floatx("float32")
+        keras.config.set_epsilon(1e-7)
+        keras.config.set_image_data_format("channels_last")
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 import platform
 import re
@@ -75,10 +76,27 @@ def environment() -> dict[str, str]:
     }
 
 
+def environment_record() -> dict[str, Any]:
+    """Return all that is known of where this process computes, as JSON, for people to read and to compare.
+
+    ``decisive`` is `environment`, which identifies it; the rest (every package, processor features, threads, flags of
+    the numerical libraries, git state) is evidence: never in a DVC output, and no part of any identity.
+    """
+    # By name: what is recorded decides no result, so no stage's import closure contains it.
+    machine = importlib.import_module("pipeline.machine")
+    return {"decisive": environment(), **machine.record(ROOT)}
+
+
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    """Return the SHA-256 of a JSON value, independent of the order of keys. Raises TypeError for a set: it has none."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_text)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, set | frozenset):
+        raise TypeError(f"a set has no order to be digested in: sort it, received {value!r}")
+    return str(value)
 
 
 def _cpu_name() -> str:

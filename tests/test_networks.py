@@ -105,6 +105,20 @@ def test_a_network_is_the_same_bytes_in_every_process(root, tmp_path, environmen
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
+def test_a_users_settings_of_keras_change_nothing(root, tmp_path, environment):
+    settings = '{"floatx": "float16", "epsilon": 0.001, "image_data_format": "channels_first"}'
+    (tmp_path / "keras.json").write_text(settings, encoding="utf-8")
+    code = (
+        "from pipeline import networks; networks.start_tensorflow(); import keras; "
+        "print(keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True,
+        env={**environment, "KERAS_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.split() == ["float32", "1e-07", "channels_last"]
+
+
 def test_a_loaded_network_computes_the_same_and_saves_the_same_bytes(keras, tmp_path):
     model = tiny(keras)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.float32)

@@ -25,6 +25,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "npz", "seeds", "progress", "provenance", "identity"),
+    ("findings", "machine"),
     ("networks", "plotting", "watchdog"),
     (
         *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
@@ -38,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fairness", "network_runs", "predictor", "review", "stability"),
     ("stages",),
     ("schema",),
+    ("health",),
     ("commands",),
     ("__main__",),
 )

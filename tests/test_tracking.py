@@ -51,17 +51,6 @@ tracking.sync(tracking.locate(), pickle.load(sys.stdin.buffer))
 """
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with MLflow's tables and nothing in them: its migrations take seconds."""
-    from mlflow import MlflowClient
-
-    tracking.store.quiet()
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project without runs that is the working directory, with an empty store of its own."""

@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
             witness=lambda records: _witnessed(dataset, records),
         )
     )
-    record = provenance.environment()
+    record = provenance.environment_record()
     date = datetime.date.today().isoformat()
     files = report.write(place, found, params=judged_by, environment=record, date=date)
     say(report.summary(found, files))

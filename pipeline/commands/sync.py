@@ -1,18 +1,106 @@
-"""Add to the MLflow store what it lacks of the records under results/runs."""
+"""Add to the MLflow store what it lacks of the records under results/runs, or say where the two differ."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from pipeline import params
-from pipeline.stages import track
+from pipeline import artifacts, comparison, findings, params, tracking
+from pipeline.errors import BakeoffError
+from pipeline.findings import Finding
+from pipeline.progress import announce, say
+from pipeline.stages import compare, track
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing: compare the store with dvc.lock, the records, and the metrics that the saved predictions "
+        "give; exit with status 1 if something is wrong",
+    )
     parser.epilog = "The store is the one that MLFLOW_TRACKING_URI names, else .mlflow in the project."
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Return 1 if a person must see to something: two records from the same inputs, or runs not complete yet."""
-    report = track.fill(track.collect(params.Params(params.load(), track.READS)))
+    """Return 1 if a person must see to something: two records from the same inputs, or runs not complete yet.
+
+    With ``--check``: if the store does not show the records, or these are not those of dvc.lock.
+    """
+    declared = params.Params(params.load(), track.READS)
+    if arguments.check:
+        return check(declared)
+    report = track.fill(track.collect(declared))
     return 1 if report.problems else 0
+
+
+def check(declared: params.Params) -> int:
+    """Say what is wrong in the store and in the records it shows; return 1 if there is a problem."""
+    announce("computing all metrics anew from the saved predictions")
+    board = comparison.entries(*compare.evaluate(declared))
+    store = tracking.locate()
+    found = [*of_lock(), *of_leaderboard(board), *tracking.audit(store, track.collect(declared, board))]
+    if found:
+        say(findings.table(found))
+    if any("mlflow runs" in finding.remedy for finding in found):
+        say(f"\n(`mlflow runs` needs to know the store: export MLFLOW_TRACKING_URI={store.name})")
+    where = f"{store.name} against {len(board)} records and the metrics that their predictions give"
+    say(f"{where}: {findings.verdict(found)}")
+    return 1 if findings.count(found, "problem") else 0
+
+
+def of_lock() -> Iterator[Finding]:
+    """Yield the results on disk that are not those of dvc.lock. Raises BakeoffError if DVC cannot read the project."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            outputs = [output for stage in repo.index.stages for output in stage.outs]
+            ours = [output for output in outputs if output.def_path.startswith(f"{artifacts.RESULTS.as_posix()}/")]
+            differing = [(output, state) for output in ours for state in output.workspace_status().values()]
+    except DvcException as error:
+        raise BakeoffError(f"DVC cannot compare the results with dvc.lock: {error}") from None
+    for output, state in differing:
+        if state == "new":
+            yield Finding("problem", "lock", f"{output.def_path} is in no dvc.lock", "dvc repro")
+        else:
+            back = "dvc checkout --force" if output.use_cache else "git checkout --"
+            message = f"{output.def_path} was {state} since dvc.lock was written"
+            remedy = f"{back} {output.def_path}  # or, if the change is meant: dvc repro"
+            yield Finding("problem", "lock", message, remedy)
+
+
+def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield the runs of leaderboard.json of which the predictions and records give anything else."""
+    written = {entry["run"]: dict(_leaves(entry)) for entry in artifacts.read_json(artifacts.LEADERBOARD)}
+    for entry in board:
+        expected, shown = dict(_leaves(entry)), written.get(entry["run"], {})
+        wrong = [
+            f"{name} is {shown.get(name)}, should be {expected.get(name)}"
+            for name in {**expected, **shown}
+            if not _same(shown.get(name), expected.get(name))
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            message = f"{artifacts.LEADERBOARD}: {entry['run']}: {wrong[0]}{more}"
+            yield Finding("problem", "leaderboard", message, "dvc repro --single-item --force compare")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every number, text and null of nested JSON under its dotted name."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+
+
+def _same(received: Any, expected: Any) -> bool:
+    numbers = all(isinstance(value, int | float) for value in (received, expected))
+    return tracking.agrees(received, expected) if numbers else received == expected

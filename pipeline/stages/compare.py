@@ -52,13 +52,7 @@ def main(params: Params, *, log: Log) -> None:
     for output in map(Path, OUTPUTS):
         for abandoned in output.parent.glob(f".{output.name}.*"):  # by a comparison that was killed
             abandoned.unlink()
-    protocol = _protocol(params)
-    declared = _declared_runs(params)
-    _warn_of_strays(declared)
-    manifest = artifacts.sha256_file(artifacts.MANIFEST)
-    repeats = params.value("repeats")
-    methods = [_method(run, protocol, manifest=manifest, repeats=repeats) for run in declared]
-    ranked = comparison.rank(methods, protocol)
+    ranked, protocol = evaluate(params)
     say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of "
         f"{protocol.sizes['validation']:,} validation and {protocol.sizes['test']:,} test images")  # fmt: skip
     resampled = comparison.resample(ranked, protocol)
@@ -69,6 +63,20 @@ def main(params: Params, *, log: Log) -> None:
     say("drawing the figures")
     _draw(ranked, entries, protocol)
     say("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
+
+
+def evaluate(params: Params) -> tuple[list[Method], Protocol]:
+    """Return every declared run with its evaluations, best first, and what they were measured by. Writes nothing.
+
+    Raises ArtifactError if a run is missing, or was made from another split or choice.
+    """
+    protocol = _protocol(params)
+    declared = _declared_runs(params)
+    _warn_of_strays(declared)
+    manifest = artifacts.sha256_file(artifacts.MANIFEST)
+    repeats = params.value("repeats")
+    methods = [_method(run, protocol, manifest=manifest, repeats=repeats) for run in declared]
+    return comparison.rank(methods, protocol), protocol
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

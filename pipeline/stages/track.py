@@ -8,7 +8,7 @@ none, it is a warning that names the command to call once the store is back.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,13 @@ def fill(comparison: tracking.Comparison, *, seconds: float | None = None) -> tr
     return report
 
 
-def collect(params: Params) -> tracking.Comparison:
-    """Return every declared run with its metrics, best first. Raises ArtifactError if the comparison lacks one."""
+def collect(params: Params, board: Sequence[Mapping[str, Any]] | None = None) -> tracking.Comparison:
+    """Return every declared run with its metrics, best first. Raises ArtifactError if the comparison lacks one.
+
+    ``board``: the leaderboard, read from its file unless given.
+    """
     values = params.declared()
-    entries = {entry["run"]: entry for entry in artifacts.read_json(artifacts.LEADERBOARD)}
+    entries = {entry["run"]: entry for entry in board or artifacts.read_json(artifacts.LEADERBOARD)}
     runs = {run.name: run for run in declared_runs(values)}
     if missing := sorted(runs.keys() - entries.keys()):
         raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} lacks {', '.join(missing)}: run `dvc repro`")
@@ -69,6 +72,7 @@ def collect(params: Params) -> tracking.Comparison:
         methods=tuple(_method(runs[name], entries[name], params, sha256) for name in entries if name in runs),
         environment=provenance.environment(),
         files=tuple(path for path in (TEXT, artifacts.LEADERBOARD, FIGURES) if path.exists()),
+        environment_record=provenance.environment_record(),
     )
 
 

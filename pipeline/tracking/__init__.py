@@ -1,12 +1,14 @@
 """MLflow as a view of the records: what a stage says while it runs, and runs rebuilt from records at any time.
 
-`live` logs a running stage. `sync` adds whatever a store lacks, adopting what `live` left there. Nothing here is an
-input of any result, and a store that cannot be reached is a `TrackingError`, never a failed stage.
+`live` logs a running stage. `sync` adds whatever a store lacks, adopting what `live` left there. `audit` reads whether
+a store shows the records and nothing else. Nothing here is an input of any result, and a store that cannot be reached
+is a `TrackingError`, never a failed stage.
 
 This package is the only importer of mlflow. Its ``serving.py`` is the code of the logged models: MLflow executes it,
 nothing here imports it.
 """
 
+from pipeline.tracking.audit import agrees, audit
 from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name
 from pipeline.tracking.live import Live, live
 from pipeline.tracking.scores import Score, scores
@@ -16,5 +18,5 @@ from pipeline.tracking.view import address
 
 __all__ = [
     "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
-    "address", "experiment_name", "live", "locate", "scores", "sync",
+    "address", "agrees", "audit", "experiment_name", "live", "locate", "scores", "sync",
 ]  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline import provenance
 from pipeline.tracking import contents
 from pipeline.tracking.store import Connection
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # A call may carry 1,000 entries in all, of them 100 parameters and 100 tags.
 METRICS_A_BATCH = 800
 ENTRIES_A_BATCH = 100
+# The file that says where a run was computed, and the tag with its digest, which says that the file is there.
+ENVIRONMENT_FILE = "environment.json"
+ENVIRONMENT_TAG = "environment_record"
 
 
 def tag(run: Run, name: str) -> str:
@@ -23,12 +27,17 @@ def tag(run: Run, name: str) -> str:
     return run.data.tags.get(name, "")
 
 
-def search(connection: Connection, condition: str) -> list[Run]:
-    """Return the active runs of the experiment that meet a condition, newest first."""
+def search(connection: Connection, condition: str, *, deleted: bool = False) -> list[Run]:
+    """Return the active runs of the experiment that meet a condition, newest first; or instead the ``deleted`` ones."""
+    from mlflow.entities import ViewType
+
+    kind = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     found: list[Run] = []
     token = None
     while True:
-        page = connection.client.search_runs([connection.experiment], condition, max_results=1000, page_token=token)
+        page = connection.client.search_runs(
+            [connection.experiment], condition, kind, max_results=1000, page_token=token
+        )
         found += page
         token = page.token
         if not token:
@@ -98,6 +107,16 @@ def _missing_points(client: MlflowClient, run: Run, series: Mapping[str, Sequenc
         steps = enumerate(values, start=contents.FIRST_STEP)
         points += [Metric(key, value, run.info.start_time, step) for step, value in steps if step not in done]
     return points
+
+
+def log_environment(client: MlflowClient, run_id: str, record: Mapping[str, Any], *, witnessed: bool) -> None:
+    """Keep what is known of where a run was computed (`provenance.environment_record`); it identifies nothing.
+
+    ``witnessed``: as in `contents.environment_tags`.
+    """
+    said = {"witnessed": witnessed, **record}
+    client.log_dict(run_id, said, ENVIRONMENT_FILE)
+    client.set_tag(run_id, ENVIRONMENT_TAG, provenance.digest(said))
 
 
 def terminate(client: MlflowClient, run: Run) -> None:

@@ -73,6 +73,7 @@ class Comparison:
     """Everything a store is to show: the methods, best first, and what they share.
 
     ``selected_by``: the metric by which validation chose; ``smaller_is_better``: of that metric.
+    ``environment`` identifies where this runs, ``environment_record`` tells all that is known of it.
     """
 
     dataset: str
@@ -82,6 +83,7 @@ class Comparison:
     methods: tuple[Method, ...]
     environment: Mapping[str, str]
     files: tuple[Path, ...]
+    environment_record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def experiment_name(dataset: str) -> str:
@@ -134,6 +136,13 @@ def origin_tags(stage: str) -> dict[str, str]:
                        "requirements.lock")  # fmt: skip
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": text(bool(changed))}
     return tags
+
+
+def lasting_tags(method: Method, comparison: Comparison) -> dict[str, str]:
+    """Return the tags of a method's run that follow from the comparison, so that a later one may change them."""
+    ablation = {"ablation": method.record.ablation} if method.record.ablation else {}
+    parts = {f"dataset.{part.part}.sha256": part.sha256 for part in comparison.parts}
+    return {"champion": text(method.champion), **ablation, **parts}
 
 
 def summary(method: Method, candidate: int) -> dict[str, float]:
@@ -207,7 +216,12 @@ def description(method: Method, selected_by: str) -> str:
 
 def series_name(name: str) -> str:
     """Return the metric under which a series is kept: one that sums up a run must not get steps."""
-    return f"live_{name}" if name.startswith(_SUMMARIES) else name
+    return f"live_{name}" if is_summary(name) else name
+
+
+def is_summary(name: str) -> bool:
+    """Return whether a metric, by its name, sums up a run."""
+    return name.startswith(_SUMMARIES)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

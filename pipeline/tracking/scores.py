@@ -33,7 +33,7 @@ def scores(place: Store, dataset: str, *, metric: str, seconds: float | None = N
     One a record, however many runs show it; runs in the bin count, too. Raises TrackingError if it cannot be reached or
     read within ``seconds``.
     """
-    connection = store.connect_to_existing(place, contents.experiment_name(dataset), seconds=seconds)
+    connection = store.look(place, contents.experiment_name(dataset), seconds=seconds)
     if connection is None:
         return None
     found: dict[tuple[str, str], Score] = {}

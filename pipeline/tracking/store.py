@@ -69,7 +69,6 @@ class Store:
         """Where the artifacts of an SQLite store lie, as a URI. Other stores choose for themselves."""
         return (self.database.parent / "artifacts").as_uri() if self.database else None
 
-
     @property
     def name(self) -> str:
         """The URI as messages may show it: without a password."""
@@ -141,19 +140,38 @@ def connect(store: Store, experiment: str, *, seconds: float | None = None) -> C
         return Connection(store, _experiment(client, store, experiment), deadline, claimant(store), client)
 
 
-def connect_to_existing(store: Store, experiment: str, *, seconds: float | None = None) -> Connection | None:
-    """Open a store to read from, as `connect` does, but create nothing: None without the store or the experiment."""
+def look(store: Store, experiment: str, *, seconds: float | None = None) -> Connection | None:
+    """Open a store and its experiment to read; None if either is not there or was deleted. Creates neither.
+
+    Raises TrackingError in bounded time if the store cannot be read. ``seconds``: the Connection's time from now on.
+    """
+    quiet()
+    # MLflow would create the file, and the tables in it.
     if store.database is not None and not os.path.exists(store.database):
         return None
-    quiet()
-    deadline = Deadline.after(seconds)
-    with translated(store), lock(store, "create", deadline):
-        _check(store)
+    with translated(store):
+        if store.database is None:
+            ask(store)
+        if not store.uri.startswith(HTTP) and not _has_tables(store):
+            return None
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
         found = client.get_experiment_by_name(experiment)
-        return None if found is None else Connection(store, found.experiment_id, deadline, claimant(store), client)
+    if found is None or found.lifecycle_stage == "deleted":
+        return None
+    return Connection(store, found.experiment_id, Deadline.after(seconds), "reader", client)
+
+
+def _has_tables(store: Store) -> bool:
+    """Return whether a database holds MLflow's tables."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(store.uri)
+    try:
+        return sqlalchemy.inspect(engine).has_table("experiments")
+    finally:
+        engine.dispose()
 
 
 def _experiment(client: MlflowClient, store: Store, name: str) -> str:
@@ -269,12 +287,18 @@ def quiet() -> None:
 
 
 def _check(store: Store) -> None:
-    """Raise OSError or a database's error if the store does not answer. MLflow would retry a bad database for 100 s."""
-    if store.database is not None:
-        with contextlib.closing(sqlite3.connect(store.database, timeout=SECONDS_TO_ANSWER)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
-    elif store.uri.startswith(HTTP):
+    """Raise OSError or a database's error if the store cannot be written. MLflow would retry a bad one for 100 s."""
+    if store.database is None:
+        ask(store)
+        return
+    with contextlib.closing(sqlite3.connect(store.database, timeout=SECONDS_TO_ANSWER)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.rollback()
+
+
+def ask(store: Store) -> None:
+    """Raise OSError or a database's error if a store that is no file does not answer."""
+    if store.uri.startswith(HTTP):
         parts = urlsplit(store.uri.rstrip("/") + "/health")
         try:  # without a name and a password, which urllib takes for a part of the host
             urllib.request.urlopen(

@@ -167,10 +167,8 @@ class _Sync:
 
     def changing_tags(self, method: Method) -> dict[str, str]:
         """Return the tags that another comparison of the same record may change."""
-        parts = {f"dataset.{part.part}.sha256": part.sha256 for part in self.comparison.parts}
         note = contents.description(method, self.comparison.selected_by)
-        ablation = {"ablation": method.record.ablation} if method.record.ablation else {}
-        return {"champion": text(method.champion), contents.NOTE: note, **ablation, **parts}
+        return {contents.NOTE: note, **contents.lasting_tags(method, self.comparison)}
 
     def complete_method(self, method: Method, run: Run) -> None:
         calls.log(self.client, run, contents.method_summary(method), tags=self.changing_tags(method))
@@ -189,6 +187,9 @@ class _Sync:
         for name in ("record.json", "predictions.npz", "history.csv", "curves.png", "augmentation.png"):
             if (method.directory / name).exists():
                 self.client.log_artifact(run.info.run_id, str(method.directory / name))
+        if self.comparison.environment_record and not tag(run, calls.ENVIRONMENT_TAG):
+            # Only where the record was first seen, unless the stage itself has logged its own.
+            calls.log_environment(self.client, run.info.run_id, self.comparison.environment_record, witnessed=False)
         if not self.log_model(method, run):
             return
         calls.terminate(self.client, run)

@@ -78,6 +78,7 @@ def _write(
     from mlflow.entities import RunTag
 
     client = connection.client
+    where = provenance.environment_record()  # now: by the end, somebody may have changed the code
     _remove_dead(connection, key)
     run_id = client.create_run(
         connection.experiment,
@@ -98,6 +99,8 @@ def _write(
         tags |= {"record": record, claims.COMPLETE: claims.claim(connection)}
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
     client.set_terminated(run_id, STATUS[state], end)
+    # Last: a store that keeps files slowly must not hold up the rest.
+    calls.log_environment(client, run_id, where, witnessed=True)
 
 
 def _points(message: Mapping[str, Any]) -> list[Metric]:
