@@ -40,6 +40,7 @@ def values(root: Path) -> dict[str, Any]:
     for key in ("head", "fine_tune"):
         found[key]["backbones"] = []
     found["scratch"]["networks"] = []
+    found["explain"]["runs"] = []
     found["compare"]["bootstrap_samples"] = 200
     return found
 

@@ -187,6 +187,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> int:
 # --- a server that works -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_shows_every_record_once_and_nothing_is_added_twice(
     server: Server, wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_an_outage_costs_the_stage_one_warning_and_sync_repairs_it(
     assert "already there" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_slow_store_holds_the_stage_up_no_longer_than_it_says(
     through_proxy: Proxy,
     wanted: tracking.Comparison,
@@ -279,6 +281,7 @@ def test_a_slow_store_holds_the_stage_up_no_longer_than_it_says(
     assert shown(through_proxy.server.uri, wanted) == EXPECTED
 
 
+@pytest.mark.slow
 def test_requests_that_are_answered_too_late_and_sent_twice_leave_nothing_twice(
     through_proxy: Proxy, wanted: tracking.Comparison
 ) -> None:
@@ -375,6 +378,7 @@ def until(happened: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ended")
 def test_a_store_that_falls_silent_never_holds_up_the_steps_of_a_stage(
     through_proxy: Proxy,
@@ -524,6 +528,7 @@ def at_once(project: Path, wanted: tracking.Comparison, *names: str) -> list[str
     return [_finish(process) for process in [_start(project, name, wanted) for name in names]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [("one", "other"), pytest.param(("same", "same"), marks=pytest.mark.slow)],
