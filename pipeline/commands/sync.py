@@ -38,7 +38,8 @@ def main(arguments: argparse.Namespace) -> int:
 def check(declared: params.Params) -> int:
     """Say what is wrong in the store and in the records it shows; return 1 if there is a problem."""
     announce("computing all metrics anew from the saved predictions")
-    board = comparison.entries(*compare.evaluate(declared))
+    ranked, protocol = compare.evaluate(declared)
+    board = comparison.entries(ranked, comparison.resample(ranked, protocol), protocol)
     store = tracking.locate()
     found = [*of_lock(), *of_leaderboard(board), *tracking.audit(store, track.collect(declared, board))]
     if found:
