@@ -17,7 +17,7 @@ case $goal in
     repro) work='the whole pipeline' minutes=15 megabytes=1300 ;;
     review) work='the replay' minutes=16 megabytes=2500 ;;
     demo) work='the pipeline on 200 images' minutes=3 megabytes=300 ;;
-    test) work='the tests' minutes=8 megabytes=500 ;;
+    test) work='the tests' minutes=10 megabytes=500 ;;
     bench) work='the benchmarks' minutes=150 megabytes=1500 ;;
     *) work='' minutes=0 megabytes=0 ;;
 esac
