@@ -6,6 +6,7 @@ servers over HTTP, a proxy in front of them that misbehaves on request, and disk
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import os
@@ -181,7 +182,7 @@ def stage(wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch) -> Calla
 def command(monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the command `sync` on what the fixture `stage` declares; return its status."""
     monkeypatch.setattr("pipeline.params.load", lambda: {})
-    return sync_command.main(None)
+    return sync_command.main(argparse.Namespace(check=False))
 
 
 # --- a server that works -------------------------------------------------------------------------------------------
@@ -676,7 +677,7 @@ def test_syncs_that_are_killed_at_random_moments_end_complete_and_without_repeti
 @pytest.fixture
 def disk(project: Path) -> Iterator[Path]:
     """A small file system that holds the project's own store."""
-    with small_disk(project / "disk", kilobytes=4096) as mounted:
+    with small_disk(project / "disk", kilobytes=8192) as mounted:
         os.rename(project / ".mlflow" / "mlflow.db", project / "mlflow.db")
         (mounted / "store").mkdir()
         subprocess.run(["cp", project / "mlflow.db", mounted / "store" / "mlflow.db"], check=True)
