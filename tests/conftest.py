@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -90,6 +91,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="module")
+def keras() -> ModuleType:
+    """Keras, seeded and on two threads as a stage that trains sets it up, once for each module of tests."""
+    from pipeline.training import fitting
+
+    fitting.prepare(threads=2, seed=0)
+    import keras
+
+    return keras
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    """Small images of two classes, as ``fitting.Examples``."""
+    from tests import small_networks
+
+    return small_networks.digits()
 
 
 @pytest.fixture(scope="session")

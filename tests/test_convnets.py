@@ -10,15 +10,8 @@ from pipeline.progress import NoLog
 from pipeline.training import cutting, fitting
 from tests.small_networks import COMPUTE, PARAMS
 
+pytestmark = pytest.mark.usefixtures("keras")
 every_network = pytest.mark.parametrize("name", convnets.CONVNETS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keras():
-    fitting.prepare(threads=2, seed=0)
-    import keras
-
-    return keras
 
 
 def built(name: str, *, size: int | None = None, n_classes: int = 10, dropout: float | None = None):

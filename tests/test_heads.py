@@ -9,23 +9,9 @@ from pipeline import artifacts, inference, networks
 from pipeline.progress import NoLog
 from pipeline.training import cutting, fitting, heads
 from pipeline.training.fitting import TrainingError
-from tests import small_networks
 from tests.small_networks import COMPUTE, SPEC, head_params, headed, trunk
 
 RANDOM_PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def keras():
-    fitting.prepare(threads=2, seed=0)
-    import keras
-
-    return keras
-
-
-@pytest.fixture(scope="module")
-def digits() -> fitting.Examples:
-    return small_networks.digits()
 
 
 @pytest.mark.parametrize("pooling, tensor, width", [

@@ -14,21 +14,7 @@ from pipeline import artifacts, inference, networks
 from pipeline.progress import NoLog
 from pipeline.training import cutting, fitting, heads, unfreezing
 from pipeline.training.fitting import TrainingError
-from tests import small_networks
 from tests.small_networks import COMPUTE, HEAD, PARAMS, trunk
-
-
-@pytest.fixture(scope="module")
-def keras():
-    fitting.prepare(threads=2, seed=0)
-    import keras
-
-    return keras
-
-
-@pytest.fixture(scope="module")
-def digits() -> fitting.Examples:
-    return small_networks.digits()
 
 
 def headed():

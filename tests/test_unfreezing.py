@@ -10,7 +10,6 @@ from pipeline.progress import NoLog
 from pipeline.training import cutting, fitting, optimizers, unfreezing
 from pipeline.training.fitting import TrainingError
 from pipeline.training.optimizers import Pace
-from tests import small_networks
 from tests.small_networks import PARAMS, SPEC, headed
 
 EVERYTHING = {"from_layer": None, "last_layers": None, "last_blocks": "all"}
@@ -25,19 +24,6 @@ OPTIMIZERS = [
     SGD,
 ]
 every_optimizer = pytest.mark.parametrize("given", OPTIMIZERS, ids=lambda given: "-".join(map(str, given.values())))
-
-
-@pytest.fixture(scope="module")
-def keras():
-    fitting.prepare(threads=2, seed=0)
-    import keras
-
-    return keras
-
-
-@pytest.fixture(scope="module")
-def digits() -> fitting.Examples:
-    return small_networks.digits()
 
 
 def fine_tune_params(**changes) -> unfreezing.FineTuneParams:
