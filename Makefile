@@ -20,6 +20,9 @@ ENVIRONMENT = @sh scripts/environment.sh $@ $(VENV) $(LOCK)
 # Stages start `python`, so the environment must come first on PATH; calling $(VENV)/bin/dvc alone would not do.
 RUN = @PATH="$$PWD/$(VENV)/bin:$$PATH"
 
+# Most tests use one core. The slow ones run one after another: they use all cores, or kill what runs at a given moment.
+PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -46,7 +49,7 @@ review: ## replay HEAD, or REV=..., from nothing, judge it by what it claims, an
 
 test: ## run the tests; with SLOW=1 also those that take minutes each
 	$(ENVIRONMENT)
-	$(RUN) python -m pytest $(if $(SLOW),-m '')
+	$(RUN) python -m pytest $(if $(SLOW),-m '',$(PARALLEL))
 
 ui: ## fill MLflow from the records of the runs and open its page
 	$(ENVIRONMENT)

@@ -17,6 +17,16 @@ from pipeline import params, provenance
 from pipeline.commands import demo
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say which tests pytest-xdist must keep in one process: those of the finished clone, and those of a module."""
+    item.add_marker(pytest.mark.xdist_group("finished" if _needs_finished(item) else item.path.stem))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests of the finished clone, which take longest."""
+    items.sort(key=lambda item: not _needs_finished(item))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of dvc.yaml with its matrix item filled in."""
@@ -123,6 +133,10 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(root, destination)
     run(destination, "dvc", "repro")
     return destination
+
+
+def _needs_finished(item: pytest.Item) -> bool:
+    return "finished" in getattr(item, "fixturenames", ())
 
 
 def _stage(stage: Any) -> Stage:
