@@ -122,6 +122,21 @@ def test_suspects_are_what_they_are_called():
     assert summary["sizes"] == {"smallest_side": 20, "largest_side": 900, "odd": 4}
 
 
+def test_an_image_with_a_copy_and_a_near_duplicate_in_other_parts_counts_once():
+    images = [described(number, part=("train", "test")[number % 2]) for number in range(8)]
+    images[0].sha256 = images[1].sha256
+    for member in images[:3]:
+        member.near_duplicates = "x"
+    images[4].group, images[5].group, images[6].group = "p", "p", "q"
+    found = quality.suspects(images)
+    assert (found.across_parts, found.groups_across_parts) == ([[0, 1, 2]], [[4, 5]])
+    summary = quality.summarize(images, found, dropped=0, ignored=0)
+    assert (summary["duplicates_across_parts"], summary["groups_across_parts"]) == (3, 1)
+    # Without its copies nothing is left in another part.
+    assert quality.suspects(images, left_out={0, 1}).across_parts == []
+    assert quality.suspects(images, left_out={2}).across_parts == [[0, 1]]
+
+
 def test_equal_images_are_no_outliers():
     found = quality.suspects([described(number) for number in range(10)])
     assert found == quality.Suspects()
