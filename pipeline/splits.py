@@ -58,7 +58,7 @@ class Splittable(Protocol):
 
 
 class Move(NamedTuple):
-    """An image that was in another part before. ``reason``: group, if a group forced it; quota, if rounding alone did."""
+    """An image that was in another part before. ``reason``: group, if one forced it; quota, if rounding alone did."""
 
     path: str
     before: str

@@ -284,7 +284,7 @@ def test_a_group_in_several_predefined_parts_stays_there_and_is_told_loudly(tmp_
     predefined("train/a/p1_a.png", "test/a/p1_b.png", "train/a/p2_a.png", "train/b/p2_b.png")
     run_both(tmp_path, groups=NO_GROUPS | {"pattern": "/([np][0-9]+)_"})
     said = capsys.readouterr().out
-    assert "WARNING: 1 groups (dataset.groups) have images in several predefined parts. They stay there" in said
+    assert "WARNING: 1 groups (dataset.groups) lie in several predefined parts. They stay there" in said
     assert "\n  test/a/p1_b.png, train/a/p1_a.png\n" in said
     assert "duplicates lie in several predefined parts" not in said
     quality = artifacts.read_json(dataset.QUALITY)

@@ -196,7 +196,7 @@ def _tell(
         )
     if suspects.groups_across_parts:
         say(
-            f"WARNING: {summary['groups_across_parts']} groups (dataset.groups) have images in several predefined parts. "
+            f"WARNING: {summary['groups_across_parts']} groups (dataset.groups) lie in several predefined parts. "
             f"They stay there, and flatter every method:\n{_across(readable, suspects.groups_across_parts)}"
         )
 
