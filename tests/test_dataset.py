@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import oddities
 import pytest
+from PIL import Image
 
 from pipeline import artifacts, datasets, splits
 from pipeline.datasets import DatasetError, DatasetParams
@@ -317,7 +319,8 @@ def test_what_is_no_image_counts_against_the_whole_folder_whatever_the_limit(tmp
     for number in range(4):
         Path("images", f"stray{number}.txt").write_text("", encoding="utf-8")
     run_both(tmp_path, limit=40, max_dropped=0.02)
-    assert len(datasets.read_catalog()) == 40
+    assert Counter(image.label for image in datasets.read_catalog()) == {"a": 20, "b": 20}
+    assert len(artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)) == 40
     quality = artifacts.read_json(dataset.QUALITY)
     assert (quality["images"], quality["dropped"]) == (40, 4)
     with pytest.raises(DatasetError, match="4 of 204 files cannot be used"):
@@ -327,6 +330,25 @@ def test_what_is_no_image_counts_against_the_whole_folder_whatever_the_limit(tmp
     # A tenth cannot be read, of those that a limit leaves as of all.
     with pytest.raises(DatasetError, match=r"[1-9] of 40 files cannot be used, more than dataset.max_dropped = 0.02"):
         run_both(tmp_path, limit=40, max_dropped=0.02)
+
+
+def test_a_thousand_classes_and_one_go_through_with_a_page_of_bounded_height(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(3003):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        oddities.save(Image.fromarray(pixels), Path("images", f"{number // 3:04d}", f"{number}.bmp"))
+    run_both(tmp_path)
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert quality["classes"] == {"count": 1001, "smallest": 3, "largest": 3}
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    assert set(Counter((row["label"], row["split"]) for row in rows).values()) == {1}
+    assert len(rows) == 3003
+    with Image.open(dataset.CONTACT_SHEET) as page:
+        assert page.width == dataset.SHEET_WIDTH
+        assert page.height < 10_000
+    with Image.open(dataset.SUSPECTS) as page:
+        assert page.height < 10_000
 
 
 def test_conflicting_duplicates_are_kept_together_dropped_or_stop_the_run(tmp_path, monkeypatch):

@@ -52,6 +52,20 @@ def test_a_hash_alone_makes_no_near_duplicate_and_a_correlation_alone_neither():
     assert duplicates.clusters(np.array([0, 0b11111], dtype=np.uint64), alike).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("correlation", "expected"), [(0.99, [0, 1]), (0.994, [0, 1]), (0.997, [0, 0])])
+def test_thumbnails_of_one_hash_are_near_duplicates_from_a_correlation_of_0_995_on(correlation, expected):
+    rng = np.random.default_rng(3)
+    base, noise = (values - values.mean() for values in rng.normal(size=(2, 32 * 32)))
+    noise -= base * (noise @ base) / (base @ base)
+    other = base + noise * np.linalg.norm(base) / np.linalg.norm(noise) * np.sqrt(1 / correlation**2 - 1)
+    pair = np.stack([np.clip(128 + 30 * values, 0, 255).round().astype(np.uint8) for values in (base, other)])
+    assert abs(np.corrcoef(pair.reshape(2, -1))[0, 1] - correlation) < 3e-4
+    for dense in (0, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(duplicates, "DENSE", dense)
+            assert duplicates.clusters(np.zeros(2, dtype=np.uint64), pair.reshape(2, 32, 32)).tolist() == expected
+
+
 def test_pictures_of_one_level_are_near_duplicates_of_nothing():
     flat = np.stack([np.full((32, 32), level, dtype=np.uint8) for level in (0, 0, 128, 255)])
     assert clusters(flat) == [0, 1, 2, 3]
