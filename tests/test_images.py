@@ -102,6 +102,29 @@ def test_sixteen_bit_grey_keeps_its_upper_byte():
     assert (images.load(encoded(grey), size=8, params=CROP) == 0xAB).all()
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"P5 2 2 65535\n" + bytes([0, 0, 0xAB, 0x12, 0xFF, 0xFF, 0x01, 0]),
+        b"P2 2 2 65535\n0 43794 65535 256\n",
+        b"P5 2 2 4095\n" + bytes([0, 0, 0x0A, 0xB1, 0x0F, 0xFF, 0, 16]),  # twelve bits, as cameras write them
+    ],
+    ids=["binary", "text", "12 bits"],
+)
+def test_sixteen_bit_grey_of_pgm_keeps_its_upper_byte(tmp_path, source):
+    file = tmp_path / "grey.pgm"
+    file.write_bytes(source)
+    assert images.load(file, size=2, params=CROP)[:, :, 0].reshape(-1).tolist() == [0, 0xAB, 0xFF, 1]
+    assert images.inspect(file).problem == ""
+    assert images.thumbnail(file, side=2).max() == 255
+
+
+def test_signed_pixels_have_no_known_range(tmp_path):
+    signed = encoded(Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)), "TIFF", tiffinfo={339: 2})
+    with pytest.raises(images.ImageError, match="pixels of mode I have no known range"):
+        images.load(signed, size=8, params=CROP)
+
+
 def test_transparency_lies_on_white():
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert (images.load(encoded(clear), size=8, params=CROP) == 255).all()
