@@ -227,11 +227,12 @@ def _frames(path: Path) -> int:
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     """Return 8 bits a channel, RGB or L: 16-bit grey keeps its upper byte, transparency lies on white.
 
-    Raises ValueError for 32-bit and floating-point pixels: which value is white is not in the file.
+    Raises ValueError for 32-bit, signed and floating-point pixels: which value is white is not in the file.
     """
-    if image.mode in ("I", "F"):
+    # PPM has no 32 bits: Pillow scales the 16 of its grey, from the white that the file names, to 0..65535.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise ValueError(f"pixels of mode {image.mode} have no known range: save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,20 +43,30 @@ class Suspects:
     duplicates: list[list[int]] = field(default_factory=list)
     near: list[list[int]] = field(default_factory=list)
     across_parts: list[list[int]] = field(default_factory=list)
+    groups_across_parts: list[list[int]] = field(default_factory=list)
     brightness: list[list[int]] = field(default_factory=list)
     flat: list[list[int]] = field(default_factory=list)
     sizes: list[list[int]] = field(default_factory=list)
 
 
-def suspects(images: Sequence[Described]) -> Suspects:
-    """Return which images are duplicates, near duplicates, outliers in brightness or of odd sizes."""
+def suspects(images: Sequence[Described], *, left_out: Collection[int] = ()) -> Suspects:
+    """Return which images are duplicates, near duplicates, outliers in brightness or of odd sizes.
+
+    ``left_out``: indices of images that will not be used, and so lie in no part.
+    """
     found = Suspects()
     for same in _several(images, lambda image: image.sha256):
         (found.conflicting if _differ(images, same, "label") else found.duplicates).append(same)
     for alike in _several(images, lambda image: image.near_duplicates):
         (found.conflicting_near if _differ(images, alike, "label") else found.near).append(alike)
-    together = found.conflicting + found.duplicates + found.conflicting_near + found.near
-    found.across_parts = [indices for indices in together if _differ(images, indices, "part")]
+
+    def across(key: Callable[[Described], str]) -> list[list[int]]:
+        used = ([index for index in indices if index not in left_out] for indices in _several(images, key))
+        return [indices for indices in used if _differ(images, indices, "part")]
+
+    # Equal bytes are in one cluster, if in any.
+    found.across_parts = across(lambda image: image.near_duplicates or image.sha256)
+    found.groups_across_parts = across(lambda image: image.group)
     means = np.array([image.thumbnail.mean() for image in images])
     found.brightness = [[index] for index in _far_out(means, least=LEAST_BRIGHTNESS)]
     found.flat = [[index] for index, image in enumerate(images) if image.thumbnail.std() < FLAT]
@@ -70,7 +80,11 @@ def suspects(images: Sequence[Described]) -> Suspects:
 
 
 def summarize(images: Sequence[Described], found: Suspects, *, dropped: int, ignored: int) -> dict[str, Any]:
-    """Return the numbers of a data set as one nested mapping; counts of images unless the name says otherwise."""
+    """Return the numbers of a data set as one nested mapping; counts of images unless the name says otherwise.
+
+    ``duplicates_across_parts``: the images that are used, each once, of which a duplicate or near duplicate lies in
+    another predefined part. ``groups_across_parts``: the groups, as ``groups`` counts them, that lie in several.
+    """
     classes = Counter(image.label for image in images)
     shorter = [min(image.width, image.height) for image in images]
     means = np.array([image.thumbnail.mean() for image in images])
@@ -90,6 +104,7 @@ def summarize(images: Sequence[Described], found: Suspects, *, dropped: int, ign
             "conflicting": _count(found.conflicting_near),
         },
         "duplicates_across_parts": _count(found.across_parts),
+        "groups_across_parts": len(found.groups_across_parts),
         "sizes": {"smallest_side": min(shorter), "largest_side": max(shorter), "odd": _count(found.sizes)},
         "brightness": {
             "median": round(float(np.median(means)), 1),

@@ -58,7 +58,7 @@ class Splittable(Protocol):
 
 
 class Move(NamedTuple):
-    """An image that was in another part before. ``reason``: group, if it moved with others; quota otherwise."""
+    """An image that was in another part before. ``reason``: group, if one forced it; quota, if rounding alone did."""
 
     path: str
     before: str
@@ -80,22 +80,35 @@ def assign(
     ``together``: the clusters of near duplicates that form groups as well. Raises SplitError if a part would be left
     without an image of some class.
     """
-    predefined = {image.part for image in images} - {""}
-    drawn = [part for part in PARTS if part == "train" or part not in predefined]
-    pool = [index for index, image in enumerate(images) if image.part in ("", "train")]
-    parts = [image.part for image in images]
-    divided = _divide([images[index] for index in pool], drawn, params, seed, together)
-    for index, part in zip(pool, divided, strict=True):
-        parts[index] = part
+    drawn, pool = _drawn(images)
+    groups = _groups([images[index] for index in pool], together)
+    parts = _with_pool(images, pool, _divide([images[index] for index in pool], drawn, params, seed, groups))
     _check(images, parts, drawn)
     return parts
 
 
+def _drawn(images: Sequence[Splittable]) -> tuple[list[str], list[int]]:
+    """Return the parts that are drawn, and the indices of the images that they are drawn from."""
+    predefined = {image.part for image in images} - {""}
+    drawn = [part for part in PARTS if part == "train" or part not in predefined]
+    return drawn, [index for index, image in enumerate(images) if image.part in ("", "train")]
+
+
+def _with_pool(images: Sequence[Splittable], pool: Sequence[int], divided: Sequence[str]) -> list[str]:
+    parts = [image.part for image in images]
+    for index, part in zip(pool, divided, strict=True):
+        parts[index] = part
+    return parts
+
+
 def _divide(
-    images: Sequence[Splittable], drawn: Sequence[str], params: SplitParams, seed: int, together: Collection[str]
+    images: Sequence[Splittable],
+    drawn: Sequence[str],
+    params: SplitParams,
+    seed: int,
+    groups: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """Return a part among ``drawn`` for every image."""
-    groups = _groups(images, together)
+    """Return a part among ``drawn`` for every image. ``groups``: {name: indices}; every image is in one."""
     wanted = _wanted(images, drawn, params)
     part_of: dict[int, str] = {}
 
@@ -136,10 +149,29 @@ def straddling(images: Sequence[Splittable], parts: Sequence[str]) -> list[list[
     return [indices for indices in members.values() if len({parts[index] for index in indices}) > 1]
 
 
-def companions(images: Sequence[Splittable], together: Collection[str] = ()) -> set[str]:
-    """Return the digests of images that share their group with another one."""
-    groups = _groups(images, together)
-    return {images[index].sha256 for indices in groups.values() if len(indices) > 1 for index in indices}
+def owed_to_groups(
+    images: Sequence[Splittable],
+    parts: Sequence[str],
+    *,
+    params: SplitParams,
+    seed: int,
+    together: Collection[str] = (),
+) -> set[str]:
+    """Return the digests of images that are where they are because of a group: those that share one, and those that
+    would be in another part if every image stood alone, because a group has taken their place or left them its own.
+    """
+    shared = [index for indices in _groups(images, together).values() if len(indices) > 1 for index in indices]
+    drawn, pool = _drawn(images)
+    members = [images[index] for index in pool]
+    seen: Counter = Counter()
+    alone: dict[str, list[int]] = {}
+    for index in sorted(range(len(members)), key=lambda index: members[index].path):
+        digest = members[index].sha256
+        alone[f"{digest}/{seen[digest]}" if seen[digest] else digest] = [index]
+        seen[digest] += 1
+    otherwise = _with_pool(images, pool, _divide(members, drawn, params, seed, alone))
+    displaced = [index for index, part in enumerate(otherwise) if part != parts[index]]
+    return {images[index].sha256 for index in (*shared, *displaced)}
 
 
 def moves(
@@ -147,7 +179,7 @@ def moves(
 ) -> list[Move]:
     """Return the images that are in another part than ``before``, {identity: part}; new images are not among them.
 
-    ``grouped``: digests of the images that share a group, now or before.
+    ``grouped``: digests of the images that were or are where they are because of a group (`owed_to_groups`).
     """
     return [
         Move(image.path, before[identity(image)], part, "group" if image.sha256 in grouped else "quota")

@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import oddities
 import pytest
+from PIL import Image
 
 from pipeline import artifacts, datasets, splits
 from pipeline.datasets import DatasetError, DatasetParams
@@ -156,7 +158,7 @@ def test_the_stages_copy_original_bytes_and_the_manifest_says_where(root, tmp_pa
     assert quality["classes"]["count"] == 2
     numbers = [value for part in quality.values() for value in (part.values() if isinstance(part, dict) else [part])]
     assert all(isinstance(number, int | float) for number in numbers)
-    assert len(numbers) <= 20
+    assert len(numbers) <= 21
     assert artifacts.read_csv(dataset.UNUSED, dataset.UNUSED_COLUMNS) == []
 
 
@@ -252,7 +254,7 @@ def test_the_split_says_what_moved_when_images_were_added_and_does_not_depend_on
     before = members()
     for number in range(60, 90):
         oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
-    run_both(tmp_path)
+    run_both(tmp_path, max_dropped=0.2, conflicting_duplicates="keep", limit=1000)  # no part depends on these
     said = capsys.readouterr().out
     after = members()
     moved = [digest for digest, part in before.items() if after[digest] != part]
@@ -264,6 +266,89 @@ def test_the_split_says_what_moved_when_images_were_added_and_does_not_depend_on
     run_both(tmp_path)
     assert artifacts.MANIFEST.read_bytes() == expected
     assert "changed their part" not in capsys.readouterr().out
+    run_both(tmp_path, groups=NO_GROUPS | {"pattern": "/([0-9])"})
+    said = capsys.readouterr().out
+    assert "changed their part" not in said
+    assert "another split than the last one: seed, shares or groups have changed since" in said
+
+
+def predefined(*names: str) -> None:
+    """Fill the folders train and test of both classes with different pictures, and those of ``names`` besides."""
+    for number in range(48):
+        part, label = ("train", "test")[number % 8 // 6], "ab"[number % 2]
+        oddities.save(oddities.picture(number % 2, number), Path("images", part, label, f"n{number}_1.png"))
+    for number, name in enumerate(names):
+        oddities.save(oddities.picture(0, 500 + number), Path("images", name))
+
+
+def test_a_group_in_several_predefined_parts_stays_there_and_is_told_loudly(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    predefined("train/a/p1_a.png", "test/a/p1_b.png", "train/a/p2_a.png", "train/b/p2_b.png")
+    run_both(tmp_path, groups=NO_GROUPS | {"pattern": "/([np][0-9]+)_"})
+    said = capsys.readouterr().out
+    assert "WARNING: 1 groups (dataset.groups) lie in several predefined parts. They stay there" in said
+    assert "\n  test/a/p1_b.png, train/a/p1_a.png\n" in said
+    assert "duplicates lie in several predefined parts" not in said
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert (quality["groups_across_parts"], quality["duplicates_across_parts"]) == (1, 0)
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    assert {Path(row["path"]).name: row["split"] for row in rows if row["group"] == "p1"}["p1_b.png"] == "test"
+    run_both(tmp_path)
+    assert "WARNING" not in capsys.readouterr().out
+    assert artifacts.read_json(dataset.QUALITY)["groups_across_parts"] == 0
+
+
+def test_conflicting_duplicates_that_are_dropped_lie_in_no_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    predefined("train/a/one.png")
+    shutil.copy("images/train/a/one.png", "images/test/b/same.png")
+    run_both(tmp_path, conflicting_duplicates="drop", max_dropped=0.1)
+    assert "WARNING" not in capsys.readouterr().out
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert (quality["duplicates_across_parts"], quality["duplicates"]["conflicting"]) == (0, 2)
+    run_both(tmp_path, conflicting_duplicates="keep")
+    said = capsys.readouterr().out
+    assert "WARNING: 2 images of 1 sets of duplicates or near duplicates lie in several predefined parts" in said
+    assert "  test/b/same.png, train/a/one.png" in said
+
+
+def test_what_is_no_image_counts_against_the_whole_folder_whatever_the_limit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(200):
+        oddities.save(oddities.picture(number % 2, number), Path("images") / "ab"[number % 2] / f"{number}.png")
+    for number in range(4):
+        Path("images", f"stray{number}.txt").write_text("", encoding="utf-8")
+    run_both(tmp_path, limit=40, max_dropped=0.02)
+    assert Counter(image.label for image in datasets.read_catalog()) == {"a": 20, "b": 20}
+    assert len(artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)) == 40
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert (quality["images"], quality["dropped"]) == (40, 4)
+    with pytest.raises(DatasetError, match="4 of 204 files cannot be used"):
+        run_both(tmp_path, limit=40)
+    for file in Path("images").glob("*/*.png"):
+        file.write_bytes(file.read_bytes()[:200] if int(file.stem) % 20 < 2 else file.read_bytes())
+    # A tenth cannot be read, of those that a limit leaves as of all.
+    with pytest.raises(DatasetError, match=r"[1-9] of 40 files cannot be used, more than dataset.max_dropped = 0.02"):
+        run_both(tmp_path, limit=40, max_dropped=0.02)
+
+
+def test_a_thousand_classes_and_one_go_through_with_a_page_of_bounded_height(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(3003):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        oddities.save(Image.fromarray(pixels), Path("images", f"{number // 3:04d}", f"{number}.bmp"))
+    run_both(tmp_path)
+    quality = artifacts.read_json(dataset.QUALITY)
+    assert quality["classes"] == {"count": 1001, "smallest": 3, "largest": 3}
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    assert set(Counter((row["label"], row["split"]) for row in rows).values()) == {1}
+    assert len(rows) == 3003
+    with Image.open(dataset.CONTACT_SHEET) as page:
+        assert page.width == dataset.SHEET_WIDTH
+        assert page.height < 10_000
+    with Image.open(dataset.SUSPECTS) as page:
+        assert page.height < 10_000
 
 
 def test_conflicting_duplicates_are_kept_together_dropped_or_stop_the_run(tmp_path, monkeypatch):

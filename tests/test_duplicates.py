@@ -52,6 +52,20 @@ def test_a_hash_alone_makes_no_near_duplicate_and_a_correlation_alone_neither():
     assert duplicates.clusters(np.array([0, 0b11111], dtype=np.uint64), alike).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("correlation", "expected"), [(0.99, [0, 1]), (0.994, [0, 1]), (0.997, [0, 0])])
+def test_thumbnails_of_one_hash_are_near_duplicates_from_a_correlation_of_0_995_on(correlation, expected):
+    rng = np.random.default_rng(3)
+    base, noise = (values - values.mean() for values in rng.normal(size=(2, 32 * 32)))
+    noise -= base * (noise @ base) / (base @ base)
+    other = base + noise * np.linalg.norm(base) / np.linalg.norm(noise) * np.sqrt(1 / correlation**2 - 1)
+    pair = np.stack([np.clip(128 + 30 * values, 0, 255).round().astype(np.uint8) for values in (base, other)])
+    assert abs(np.corrcoef(pair.reshape(2, -1))[0, 1] - correlation) < 3e-4
+    for dense in (0, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(duplicates, "DENSE", dense)
+            assert duplicates.clusters(np.zeros(2, dtype=np.uint64), pair.reshape(2, 32, 32)).tolist() == expected
+
+
 def test_pictures_of_one_level_are_near_duplicates_of_nothing():
     flat = np.stack([np.full((32, 32), level, dtype=np.uint8) for level in (0, 0, 128, 255)])
     assert clusters(flat) == [0, 1, 2, 3]
@@ -120,6 +134,21 @@ def test_suspects_are_what_they_are_called():
     assert summary["near_duplicates"] == {"clusters": 2, "images": 5, "conflicting": 2}
     assert summary["duplicates_across_parts"] == 2
     assert summary["sizes"] == {"smallest_side": 20, "largest_side": 900, "odd": 4}
+
+
+def test_an_image_with_a_copy_and_a_near_duplicate_in_other_parts_counts_once():
+    images = [described(number, part=("train", "test")[number % 2]) for number in range(8)]
+    images[0].sha256 = images[1].sha256
+    for member in images[:3]:
+        member.near_duplicates = "x"
+    images[4].group, images[5].group, images[6].group = "p", "p", "q"
+    found = quality.suspects(images)
+    assert (found.across_parts, found.groups_across_parts) == ([[0, 1, 2]], [[4, 5]])
+    summary = quality.summarize(images, found, dropped=0, ignored=0)
+    assert (summary["duplicates_across_parts"], summary["groups_across_parts"]) == (3, 1)
+    # Without its copies nothing is left in another part.
+    assert quality.suspects(images, left_out={0, 1}).across_parts == []
+    assert quality.suspects(images, left_out={2}).across_parts == [[0, 1]]
 
 
 def test_equal_images_are_no_outliers():

@@ -98,6 +98,32 @@ def test_a_missing_or_empty_folder_is_refused_whatever_params_allow(images, tmp_
     assert datasets.class_names(given("none")) is None
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error_however_many_images_it_holds(images, monkeypatch):
+    images("cat/1.png", "cat/inside/2.png", "dog/1.png")
+    scandir = folder.os.scandir
+
+    def scan(path):
+        if str(path).endswith("inside"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(folder.os, "scandir", scan)
+    with pytest.raises(DatasetError, match=r"^images/cat/inside cannot be listed \(Permission denied\)$"):
+        datasets.read(given())
+
+
+def test_links_to_folders_are_named_loudly_because_any_number_of_images_may_be_behind_them(images, capsys):
+    images("cat/1.png", "dog/1.png", "dog/2.png")
+    Path("elsewhere").mkdir()
+    Path("images/bird").symlink_to("../elsewhere", target_is_directory=True)
+    Path("images/cat/more").symlink_to("../dog", target_is_directory=True)
+    source = datasets.read(given())
+    assert {entry.path: entry.kind for entry in source.unused} == {"bird": "dropped", "cat/more": "dropped"}
+    said = capsys.readouterr().out
+    assert "WARNING: links to folders are not followed, nor does DVC follow them, so no image behind" in said
+    assert ": bird, cat/more. Copy the folders" in said
+
+
 def test_names_that_differ_in_unicode_form_alone_are_one_class(images):
     one, other = (unicodedata.normalize(form, "개") for form in ("NFC", "NFD"))
     images(f"train/{one}/1.png", f"test/{other}/2.png", "train/x/1.png")
@@ -150,6 +176,7 @@ def test_a_table_among_the_images_names_the_groups_and_is_no_image(images):
     Path("images/animals.csv").write_text("\n".join(rows), encoding="utf-8")
     assert groups_of(csv="animals.csv", column="animal") == {"cat/1.png": "Tom", "cat/2.png": "", "dog/한.png": "Rex"}
     assert datasets.read(given(groups={"csv": "animals.csv", "column": "animal"})).unused == ()
+    assert datasets.read(given(groups={"csv": "./cat/../animals.csv", "column": "animal"})).unused == ()
     assert [entry.path for entry in datasets.read(given()).unused] == ["animals.csv"]
 
 
@@ -158,6 +185,7 @@ def test_a_table_among_the_images_names_the_groups_and_is_no_image(images):
     [
         ("path,animal\ncat/1.png,Tom\n", r"has a row for 1 of 2 images. Without one:\n  dog/1.png"),
         ("path,animal\ncat/1.png,Tom\ncat/1.png,Rex\n", "cat/1.png is in two groups, 'Tom' and 'Rex'"),
+        ("animal,path\nTom,cat/1.png\nRex\n", r"animals.csv: line 3 has too few cells, and none in the column path"),
         ("file,animal\n", r"must have the columns path and animal, received \['file', 'animal'\]"),
         (None, r"dataset.groups.csv must name a CSV file, received images/animals.csv"),
     ],
@@ -175,6 +203,8 @@ def test_a_table_that_leaves_an_image_open_is_refused(images, text, message):
     [
         ({"pattern": "("}, r"dataset.groups.pattern must be a regular expression \(missing"),
         ({"pattern": "p1"}, "must be a regular expression with a capture group"),
+        ({"csv": "../a.csv", "column": "b"}, "csv must be the path of a file below dataset.path, relative to it"),
+        ({"csv": "/a.csv", "column": "b"}, "csv must be the path of a file below dataset.path, relative to it"),
         ({"csv": "a.csv"}, "must be given csv and column together"),
         ({"pattern": "(a)", "csv": "a.csv", "column": "b"}, "must be at most one of pattern, csv with column"),
         ({"module": True}, "without groups.module unless source is elpv"),
@@ -204,14 +234,24 @@ def project(images):
 
 
 def test_a_folder_that_nobody_tracks_is_refused_unless_params_allow_it(project):
-    with pytest.raises(DatasetError, match="Neither DVC nor git tracks images.*`dvc add images`"):
+    with pytest.raises(DatasetError, match="Neither DVC nor git tracks all of images.*`dvc add images`"):
         datasets.read(given(allow_untracked=False))
     assert len(datasets.read(given()).images) == 2
 
 
 def test_files_in_git_are_tracked_and_a_link_to_a_folder_is_not(project):
     git("add", "images/cat/1.png")
+    assert not tracked.by_dvc_or_git(Path("images"))  # nobody has the dog
+    git("add", "images/dog/1.png")
     assert tracked.by_dvc_or_git(Path("images"))
+    for name in (".DS_Store", "cat/.thumbnails/1.png", "dog/Thumbs.db", "__MACOSX/1.png"):
+        Path("images", name).parent.mkdir(exist_ok=True)
+        Path("images", name).write_bytes(b"")
+    assert tracked.by_dvc_or_git(Path("images"))
+    Path(".gitignore").write_text("*.jpg\n", encoding="utf-8")
+    Path("images/dog/2.jpg").write_bytes(b"")
+    assert not tracked.by_dvc_or_git(Path("images"))
+    Path("images/dog/2.jpg").unlink()
     Path("link").symlink_to("images", target_is_directory=True)
     git("add", "link")
     assert not tracked.by_dvc_or_git(Path("link"))

@@ -43,9 +43,86 @@ def test_every_mode_becomes_rgb_bytes(mode):
     assert array.dtype == np.uint8
 
 
+def cmyk_red() -> bytes:
+    return encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
+
+
+def adobe_red() -> bytes:
+    """A photograph for print: JPEG with Adobe's marker, which stores the inks inverted."""
+    return encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+
+
+def palette_color() -> bytes:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    return encoded(image)
+
+
+def clear_palette_color() -> bytes:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    return encoded(image, transparency=1)
+
+
+def half_clear_palette_color() -> bytes:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 0, 200, 30])
+    return encoded(image, transparency=bytes([255, 51]))
+
+
+def clear_rgb_color() -> bytes:
+    return encoded(Image.new("RGB", (8, 8), (10, 200, 30)), transparency=(10, 200, 30))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (cmyk_red(), (255, 0, 0)),
+        (adobe_red(), (255, 0, 0)),
+        (palette_color(), (10, 200, 30)),
+        (clear_palette_color(), (255, 255, 255)),
+        (half_clear_palette_color(), (204, 244, 210)),  # a fifth of the color on white
+        (clear_rgb_color(), (255, 255, 255)),
+        (encoded(Image.new("LA", (8, 8), (100, 255))), (100, 100, 100)),
+        (encoded(Image.new("LA", (8, 8), (100, 0))), (255, 255, 255)),
+        (encoded(Image.new("LA", (8, 8), (55, 51))), (215, 215, 215)),
+        (encoded(Image.new("1", (8, 8), 1)), (255, 255, 255)),
+        (encoded(Image.new("1", (8, 8), 0)), (0, 0, 0)),
+    ],
+    ids=["CMYK", "CMYK of Adobe", "P", "P clear", "P half clear", "RGB clear", "LA", "LA clear", "LA half clear",
+         "white of 1 bit", "black of 1 bit"],
+)  # fmt: skip
+def test_every_mode_keeps_its_colors_and_lies_on_white(source, expected):
+    found = images.load(source, size=8, params=CROP).astype(int)
+    assert np.abs(found - expected).max() <= 2
+
+
 def test_sixteen_bit_grey_keeps_its_upper_byte():
     grey = Image.fromarray(np.full((8, 8), 0xAB12, dtype=np.uint16))
     assert (images.load(encoded(grey), size=8, params=CROP) == 0xAB).all()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"P5 2 2 65535\n" + bytes([0, 0, 0xAB, 0x12, 0xFF, 0xFF, 0x01, 0]),
+        b"P2 2 2 65535\n0 43794 65535 256\n",
+        b"P5 2 2 4095\n" + bytes([0, 0, 0x0A, 0xB1, 0x0F, 0xFF, 0, 16]),  # twelve bits, as cameras write them
+    ],
+    ids=["binary", "text", "12 bits"],
+)
+def test_sixteen_bit_grey_of_pgm_keeps_its_upper_byte(tmp_path, source):
+    file = tmp_path / "grey.pgm"
+    file.write_bytes(source)
+    assert images.load(file, size=2, params=CROP)[:, :, 0].reshape(-1).tolist() == [0, 0xAB, 0xFF, 1]
+    assert images.inspect(file).problem == ""
+    assert images.thumbnail(file, side=2).max() == 255
+
+
+def test_signed_pixels_have_no_known_range(tmp_path):
+    signed = encoded(Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)), "TIFF", tiffinfo={339: 2})
+    with pytest.raises(images.ImageError, match="pixels of mode I have no known range"):
+        images.load(signed, size=8, params=CROP)
 
 
 def test_transparency_lies_on_white():

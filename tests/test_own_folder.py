@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,6 @@ CASES = {
 class Outputs(NamedTuple):
     outcome: Outcome
     catalog: list[dict[str, str]]
-    unused: list[dict[str, str]]
     manifest: list[dict[str, str]]
     quality: dict[str, Any]
     place: Path
@@ -66,21 +66,27 @@ def outputs(request, tmp_path_factory) -> Outputs:
         return Outputs(
             outcome,
             artifacts.read_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS),
-            artifacts.read_csv(dataset.UNUSED, dataset.UNUSED_COLUMNS),
             artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS),
             artifacts.read_json(dataset.QUALITY),
             place,
         )
 
 
-def test_every_file_is_used_or_listed_with_its_reason(outputs):
-    assert {row["path"]: row["label"] for row in outputs.catalog} == outputs.outcome.used
+def assert_every_file_became_what_it_should(place: Path, outcome: Outcome) -> None:
+    catalog = artifacts.read_csv(place / artifacts.CATALOG, datasets.CATALOG_COLUMNS)
+    assert {row["path"]: row["label"] for row in catalog} == outcome.used
+    unused = artifacts.read_csv(place / dataset.UNUSED, dataset.UNUSED_COLUMNS)
+    quality = artifacts.read_json(place / dataset.QUALITY)
     for kind in ("dropped", "ignored"):
-        expected = getattr(outputs.outcome, kind)
-        listed = {row["path"]: row["reason"] for row in outputs.unused if row["kind"] == kind}
+        expected = getattr(outcome, kind)
+        listed = {row["path"]: row["reason"] for row in unused if row["kind"] == kind}
         assert listed.keys() == expected.keys()
         assert not [path for path, reason in listed.items() if expected[path] not in reason]
-        assert outputs.quality[kind] == len(expected)
+        assert quality[kind] == len(expected)
+
+
+def test_every_file_is_used_or_listed_with_its_reason(outputs):
+    assert_every_file_became_what_it_should(outputs.place, outputs.outcome)
 
 
 def test_every_used_file_is_in_one_part_with_its_bytes_and_label(outputs):
@@ -206,8 +212,9 @@ def test_a_folder_runs_through_the_whole_pipeline(clone, environment, name):
     assert {entry["method"] for entry in entries} == {"logistic_regression", "head"}
     best = max(entry["test"]["accuracy"]["value"] for entry in entries)
     assert best > 1 / len(set(outcome.used.values()))
+    assert_every_file_became_what_it_should(place, outcome)
     manifest = artifacts.read_csv(place / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
-    assert len(manifest) == len(outcome.used)
+    assert Counter(row["label"] for row in manifest) == Counter(outcome.used.values())
     # An experiment elsewhere finds the images too, and the same split.
     demo.commit(place, "My images")
     elsewhere = run("dvc", "exp", "run", "--temp", "-S", "head.epochs=2")

@@ -30,7 +30,9 @@ def shares(test: float, validation: float) -> SplitParams:
 def dataset(per_cell: int = 40) -> list:
     cells = [(label, stratum) for label in ("a", "b", "c") for stratum in ("x", "y")]
     return [
-        image(number * len(cells) + position, *cell) for position, cell in enumerate(cells) for number in range(per_cell)
+        image(number * len(cells) + position, *cell)
+        for position, cell in enumerate(cells)
+        for number in range(per_cell)
     ]
 
 
@@ -75,7 +77,10 @@ def test_no_group_is_divided(group_sizes, seed):
 
 def test_byte_identical_images_stay_together_even_across_named_groups():
     images = dataset()
-    twin = [image(9000, "a", "x", group="first", sha256="f" * 64), image(9001, "a", "x", group="second", sha256="f" * 64)]
+    twin = [
+        image(9000, "a", "x", group="first", sha256="f" * 64),
+        image(9001, "a", "x", group="second", sha256="f" * 64),
+    ]
     chain = [image(9002, "a", "x", group="second"), image(9003, "b", "x", group="first")]
     for seed in range(20):
         parts = splits.assign(images + twin + chain, params=PARAMS, seed=seed)
@@ -298,6 +303,57 @@ def test_an_image_that_joins_a_group_is_said_to_move_with_it():
     one, other = before.index("test"), before.index("train")
     images[one].group = images[other].group = "patient"
     after = splits.assign(images, params=PARAMS, seed=0)
-    moved = splits.moves(images, after, before=known, grouped=splits.companions(images))
+    grouped = splits.owed_to_groups(images, after, params=PARAMS, seed=0)
+    moved = splits.moves(images, after, before=known, grouped=grouped)
     assert [move.reason for move in moved if move.path in (images[one].path, images[other].path)] == ["group"]
-    assert splits.companions(images) == {images[one].sha256, images[other].sha256}
+    assert {images[one].sha256, images[other].sha256} <= grouped
+    assert len(grouped) <= 4  # and who changed places with them
+
+
+def owed(images: list, parts: list[str]) -> set[str]:
+    return splits.owed_to_groups(images, parts, params=PARAMS, seed=0)
+
+
+def by_reason(images: list, parts: list[str], *, before: list[str], grouped: set[str]) -> Counter:
+    known = {splits.identity(member): part for member, part in zip(images, before, strict=True)}
+    return Counter(move.reason for move in splits.moves(images, parts, before=known, grouped=grouped))
+
+
+def test_images_that_make_room_for_a_group_or_return_are_said_to_move_because_of_it():
+    old = [image(number, "a") for number in range(40)] + [image(100 + number, "b") for number in range(40)]
+    name = next(  # of a group whose rank falls into test
+        start for start in range(1000, 3000, 8)
+        if "test" in splits.assign([*old, *(image(start + n, "a", group="g") for n in range(8))],
+                                   params=PARAMS, seed=0)[80:]
+    )  # fmt: skip
+    new = [image(name + number, "a", group="g") for number in range(8)]
+    before, after = splits.assign(old, params=PARAMS, seed=0), splits.assign(old + new, params=PARAMS, seed=0)
+    assert after[80:] == ["test"] * 8
+    counts = [sum(part == "test" for part in parts[:40]) for parts in (before, after)]
+    assert counts == [10, 4]
+    assert owed(old, before) == set()
+    for parts, former in ((after[:80], before), (before, after[:80])):  # the group comes, and goes
+        reasons = by_reason(old, parts, before=former, grouped=owed(old, before) | owed(old + new, after))
+        # Eight images more ask for two places more in test: whoever would move for that alone, moves by rounding.
+        alone = splits.assign([*old, *(image(name + n, "a") for n in range(8))], params=PARAMS, seed=0)[:80]
+        assert reasons["group"] >= 6
+        assert reasons["quota"] <= sum(a != b for a, b in zip(alone, before, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(images=folders(), seed=st.integers(0, 100), shuffle=st.integers(0, 100))
+def test_what_is_owed_to_groups_does_not_depend_on_the_order_and_is_nothing_without_groups(images, seed, shuffle):
+    for number, member in enumerate(images):
+        member.path = f"{number}.png"
+    try:
+        parts = splits.assign(images, params=PARAMS, seed=seed)
+    except splits.SplitError:
+        return
+    rules = {"params": PARAMS, "seed": seed}
+    reference = splits.owed_to_groups(images, parts, **rules)
+    together = list(zip(images, parts, strict=True))
+    random.Random(shuffle).shuffle(together)
+    assert splits.owed_to_groups([i for i, _ in together], [part for _, part in together], **rules) == reference
+    single = [image(number, "ab"[number % 2]) for number in range(len(images))]
+    parts = splits.assign(single, params=PARAMS, seed=seed)
+    assert splits.owed_to_groups(single, parts, **rules) == set()

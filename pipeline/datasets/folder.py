@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from pipeline.artifacts import sha256_file
 from pipeline.datasets import tracked
-from pipeline.datasets.source import DatasetError, DatasetParams, Source, SourceImage, Unused
-from pipeline.progress import progress
+from pipeline.datasets.source import LITTER, DatasetError, DatasetParams, Source, SourceImage, Unused
+from pipeline.progress import progress, say
 
 PART_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation",
               "dev": "validation", "test": "test"}  # fmt: skip
-# Left by operating systems; they are no images and nobody put them there. Hidden files are ignored as well.
-LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
+LINK_TO_FOLDER = "a link to a folder, which is not followed"
+SHOWN = 5
 
 
 class _ClassFolder(NamedTuple):
@@ -52,8 +52,8 @@ def read(params: DatasetParams) -> Source:
 
     The class is the first folder level, under a part's folder where the parts are predefined; folders below belong to
     it. Labels are in Unicode's composed form (NFC). Links to files are read, links to folders are not followed, as DVC
-    does not follow them either. Raises DatasetError for a folder that is missing, empty, not tracked, ambiguous, or of
-    fewer than two classes.
+    does not follow them either; since any number of images may lie behind one, that is told loudly. Raises DatasetError
+    for a folder that is missing, empty, not tracked, ambiguous, of fewer than two classes, or that cannot be listed.
     """
     folder = Path(params.path)
     _check_folder(folder, params)
@@ -68,6 +68,7 @@ def read(params: DatasetParams) -> Source:
         files += [(path, entry) for path in found]
         if not found:
             unused.append(Unused(entry.path, entry.label, "ignored", "a class folder without a file that can be used"))
+    _tell_links(unused)
     images = []
     for path, entry in progress(files, total=len(files), label="reading the source", unit="files"):
         try:
@@ -85,18 +86,36 @@ def _check_folder(folder: Path, params: DatasetParams) -> None:
         what = "is a file" if folder.exists() else "does not exist"
         hint = "; `dvc pull` fetches it" if folder.with_name(f"{folder.name}.dvc").exists() else ""
         raise DatasetError(f"params.yaml: dataset.path must name a folder of images, and {folder} {what}{hint}")
-    if not any(folder.iterdir()):
+    if not any(_listed(folder)):
         raise DatasetError(f"{folder} is empty: copy class folders with images into it, or `dvc pull` if DVC has them")
     if not params.allow_untracked and not tracked.by_dvc_or_git(folder):
         raise DatasetError(
-            f"Neither DVC nor git tracks {folder}, so an experiment in a temporary workspace would find no images: run "
-            f"`dvc add {folder}`, or set dataset.allow_untracked to true in params.yaml"
+            f"Neither DVC nor git tracks all of {folder}, so an experiment in a temporary workspace would not find "
+            f"these images: run `dvc add {folder}`, or set dataset.allow_untracked to true in params.yaml"
+        )
+
+
+def _listed(folder: Path) -> list[os.DirEntry]:
+    """Return what lies in a folder, by name. Raises DatasetError if that cannot be had: nobody knows how much it is."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"{_printable(str(folder))} cannot be listed ({error.strerror})") from None
+
+
+def _tell_links(unused: Sequence[Unused]) -> None:
+    links = [entry.path for entry in unused if entry.reason == LINK_TO_FOLDER]
+    if links:
+        more = f" and {len(links) - SHOWN} more" if len(links) > SHOWN else ""
+        say(
+            f"WARNING: links to folders are not followed, nor does DVC follow them, so no image behind them is used: "
+            f"{', '.join(links[:SHOWN])}{more}. Copy the folders to where the links are"
         )
 
 
 def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_folder(entry) and _verdict(entry) is None)
+    return [entry.name for entry in _listed(folder) if _is_folder(entry) and _verdict(entry) is None]
 
 
 def _layout(folder: Path) -> _Layout:
@@ -141,13 +160,12 @@ def _outside(folder: Path, layout: _Layout, skipped: str | None) -> Iterator[Unu
     """Yield what lies beside the class folders."""
     known = {entry.path for entry in layout.classes} | set(layout.places)
     for place in layout.places:
-        with os.scandir(folder / place) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = f"{place}/{entry.name}" if place else entry.name
-                if path in known or _composed(path) == skipped:
-                    continue
-                kind, reason = _verdict(entry) or ("dropped", "not in a class folder")
-                yield Unused(_printable(path), "", kind, reason)
+        for entry in _listed(folder / place):
+            path = f"{place}/{entry.name}" if place else entry.name
+            if path in known or _composed(path) == skipped:
+                continue
+            kind, reason = _verdict(entry) or ("dropped", "not in a class folder")
+            yield Unused(_printable(path), "", kind, reason)
 
 
 def _files(folder: Path, inside: _ClassFolder, unused: list[Unused]) -> Iterator[str]:
@@ -155,13 +173,7 @@ def _files(folder: Path, inside: _ClassFolder, unused: list[Unused]) -> Iterator
     waiting = [inside.path]
     while waiting:
         place = waiting.pop()
-        try:
-            with os.scandir(folder / place) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
-        except OSError as error:
-            unused.append(Unused(_printable(place), inside.label, "dropped", f"cannot be listed ({error.strerror})"))
-            continue
-        for entry in entries:
+        for entry in _listed(folder / place):
             path = f"{place}/{entry.name}"
             verdict = _verdict(entry)
             if verdict:
@@ -180,7 +192,7 @@ def _verdict(entry: os.DirEntry) -> tuple[str, str] | None:
         return ("dropped", "its name is not UTF-8")
     try:
         if entry.is_symlink() and entry.is_dir():
-            return ("dropped", "a link to a folder, which is not followed")
+            return ("dropped", LINK_TO_FOLDER)
         if entry.is_symlink() and not os.path.exists(entry.path):
             return ("dropped", "a link that leads nowhere")
         regular = entry.is_dir() or entry.is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -45,6 +46,17 @@ class GroupParams(Block):
                 raise ValueError("a regular expression with a capture group, such as '/(patient[0-9]+)_'")
         return value
 
+    @field_validator("csv")
+    @classmethod
+    def _among_the_images(cls, value: str | None) -> str | None:
+        # DVC watches the folder: another file could change without anybody noticing.
+        if value is None:
+            return None
+        value = posixpath.normpath(value)
+        if re.match(r"/|\.\.(/|$)", value):
+            raise ValueError("the path of a file below dataset.path, relative to it")
+        return value
+
     @model_validator(mode="after")
     def _at_most_one(self) -> GroupParams:
         if (self.csv is None) != (self.column is None):
@@ -72,7 +84,9 @@ def _by_pattern(paths: Sequence[str], pattern: str) -> list[str]:
 
 def _by_column(paths: Sequence[str], file: Path, column: str) -> list[str]:
     group_of: dict[str, str] = {}
-    for row in _rows(file, column):
+    for line, row in _rows(file, column):
+        if row[PATH_COLUMN] is None:
+            raise GroupError(f"{file}: line {line} has too few cells, and none in the column {PATH_COLUMN}")
         path = unicodedata.normalize("NFC", row[PATH_COLUMN])
         group = (row[column] or "").strip()
         if group_of.setdefault(path, group) != group:
@@ -82,7 +96,8 @@ def _by_column(paths: Sequence[str], file: Path, column: str) -> list[str]:
     return [group or "" for group in found]
 
 
-def _rows(file: Path, column: str) -> list[dict[str, str]]:
+def _rows(file: Path, column: str) -> list[tuple[int, dict[str, str | None]]]:
+    """Return every row and its line; the cells that a row lacks are None."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
@@ -90,7 +105,7 @@ def _rows(file: Path, column: str) -> list[dict[str, str]]:
             missing = [name for name in (PATH_COLUMN, column) if name not in columns]
             if missing:
                 raise GroupError(f"{file} must have the columns {PATH_COLUMN} and {column}, received {list(columns)}")
-            return list(reader)
+            return [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise GroupError(f"params.yaml: dataset.groups.csv must name a CSV file, received {file}: {error}") from None
 

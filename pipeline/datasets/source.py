@@ -13,6 +13,9 @@ from pipeline.datasets.groups import GroupParams
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 
+# Left by operating systems; they are no images and nobody put them there. Hidden files are ignored as well.
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
+
 
 class DatasetError(BakeoffError):
     """The source cannot be read, or is not what was asked for."""

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.datasets.source import LITTER
 from pipeline.params import PARAMS_FILE
 
 
 def by_dvc_or_git(folder: Path) -> bool:
-    """Whether a .dvc file beside the folder or above it lists it, or git has files in it.
+    """Whether a .dvc file beside the folder or above it lists it, or git has every file in it but hidden and litter.
 
     Outside git nothing is tracked and nothing can be run in a temporary workspace: a source archive counts as tracked.
     """
-    return _in_dvc_file(folder) or not _git_lists(PARAMS_FILE) or _git_lists(folder / "")
+    return _in_dvc_file(folder) or not _git_lists(PARAMS_FILE) or _in_git(folder)
 
 
 def _in_dvc_file(folder: Path) -> bool:
@@ -41,12 +42,18 @@ def _holds(output: Path, wanted: Path) -> bool:
     return output == wanted or output in wanted.parents
 
 
-def _git_lists(path: Path | str) -> bool:
-    """Whether git tracks a file, or any file in a folder; False where there is no git or no repository."""
+def _in_git(folder: Path) -> bool:
+    # A link to a folder is listed by its own name: what it leads to is not in git.
+    if folder.is_symlink() or not _git_lists(folder):
+        return False
+    # What .gitignore names is not left out: it would be missing in a temporary workspace as well.
+    return not _git_lists(folder, "--others", *(f"--exclude={name}" for name in (".*", *sorted(LITTER))))
+
+
+def _git_lists(path: Path | str, *options: str) -> bool:
+    """Whether git lists a file, or any file in a folder; False where there is no git or no repository."""
+    command = ["git", "-c", "core.ignoreCase=true", "ls-files", "-z", *options, "--", str(path)]
     try:
-        done = subprocess.run(["git", "ls-files", "-z", "--", str(path)], capture_output=True, check=False)
+        return bool(subprocess.run(command, capture_output=True, check=False).stdout)
     except FileNotFoundError:
         return False
-    listed = [name for name in done.stdout.split(b"\0") if name]
-    # A link to a folder is listed by its own name: what it leads to is not in git.
-    return bool(listed) and not (Path(path).is_symlink() and len(listed) == 1)

@@ -58,7 +58,7 @@ def _folder(place: Path, classes: tuple[str, ...] | None, *, tracked: bool) -> l
         message = f"{place} must hold a folder of images for each of at least two classes, it holds {len(classes)}"
         return [Finding("problem", "images", message, f"copy class folders with images into {place}")]
     if not tracked:
-        message = f"neither DVC nor git tracks {place}: a temporary workspace would find no images"
+        message = f"neither DVC nor git tracks all of {place}: a temporary workspace would not find these images"
         return [Finding("problem", "images", message, f"dvc add {place}")]
     return [Finding("ok", "images", f"{len(classes)} classes in {place}; their bytes are DVC's to check")]
 

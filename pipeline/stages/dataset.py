@@ -37,6 +37,7 @@ SUSPECT_HEADINGS = {
     "duplicates": "Byte-identical",
     "near": "Near duplicates",
     "across_parts": "Duplicates or near duplicates in several predefined parts",
+    "groups_across_parts": "Groups in several predefined parts",
     "brightness": "Far darker or brighter than the others",
     "flat": "Nothing to see: nearly one level of grey",
     "sizes": "Odd sizes",
@@ -70,14 +71,19 @@ def main(params: Params, *, log: Log) -> None:
     datasets.provide(dataset, chosen)
     say(f"checking {len(chosen)} of {len(source.images)} images")
     readable, unreadable = _check(source.root, chosen, threads=params.value("compute.threads"))
-    unused = [*source.unused, *unreadable]
-    _refuse_too_many(unused, len(readable), dataset.max_dropped)
+    counted = [*source.unused, *unreadable]
+    if len(chosen) < len(source.images):
+        # What is no image lies beside all the images, not beside those that a limit has left.
+        _refuse_too_many(source.unused, len(source.images), dataset.max_dropped)
+        counted = unreadable
+    _refuse_too_many(counted, len(readable), dataset.max_dropped)
     announce("looking for images that look the same")
     readable = _with_clusters(readable)
-    suspects = quality.suspects(readable)
-    used, conflicting = _settle_conflicts(readable, dataset.conflicting_duplicates)
-    unused = sorted([*unused, *conflicting], key=lambda entry: entry.path)
-    _refuse_too_many(unused, len(used), dataset.max_dropped)
+    left_out = _settle_conflicts(readable, dataset.conflicting_duplicates)
+    used = [image for index, image in enumerate(readable) if index not in left_out]
+    _refuse_too_many([*counted, *left_out.values()], len(used), dataset.max_dropped)
+    unused = sorted([*source.unused, *unreadable, *left_out.values()], key=lambda entry: entry.path)
+    suspects = quality.suspects(readable, left_out=left_out)
     dropped = [entry for entry in unused if entry.kind == "dropped"]
     summary = quality.summarize(used, suspects, dropped=len(dropped), ignored=len(unused) - len(dropped))
     artifacts.write_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS, [_row(image) for image in used])
@@ -86,7 +92,7 @@ def main(params: Params, *, log: Log) -> None:
     announce("drawing the contact sheet")
     _draw_contact_sheet(source.root, used)
     _draw_suspects(source.root, readable, suspects)
-    _tell(used, unused, summary, suspects)
+    _tell(used, unused, summary, suspects, readable=readable)
 
 
 def _check(root: Path, chosen: Sequence[SourceImage], *, threads: int) -> tuple[list[CheckedImage], list[Unused]]:
@@ -120,27 +126,25 @@ def _with_clusters(readable: Sequence[CheckedImage]) -> list[CheckedImage]:
     return [replace(image, near_duplicates=clusters[image.sha256]) for image in readable]
 
 
-def _settle_conflicts(readable: Sequence[CheckedImage], policy: str) -> tuple[list[CheckedImage], list[Unused]]:
-    """Return the images that are used, and those left out because equal bytes carry different labels."""
-    conflicting = set(quality.conflicting_labels(readable))
+def _settle_conflicts(readable: Sequence[CheckedImage], policy: str) -> dict[int, Unused]:
+    """Return {index: what becomes of it} of the images left out because equal bytes carry different labels."""
+    conflicting = quality.conflicting_labels(readable)
     if policy == "keep" or not conflicting:
-        return list(readable), []
+        return {}
     labels = defaultdict(set)
-    for image in readable:
-        labels[image.sha256].add(image.label)
-    dropped = [
-        Unused(
-            image.path, image.label, "dropped", f"the same bytes are labelled {', '.join(sorted(labels[image.sha256]))}"
-        )
-        for index, image in enumerate(readable)
-        if index in conflicting
-    ]
+    for index in conflicting:
+        labels[readable[index].sha256].add(readable[index].label)
+    dropped = {}
+    for index in conflicting:
+        image = readable[index]
+        reason = f"the same bytes are labelled {', '.join(sorted(labels[image.sha256]))}"
+        dropped[index] = Unused(image.path, image.label, "dropped", reason)
     if policy == "stop":
         raise datasets.DatasetError(
             f"{len(dropped)} images have the bytes of one with another label, and dataset.conflicting_duplicates is "
-            f"stop:\n{_listed(dropped)}"
+            f"stop:\n{_listed([*dropped.values()])}"
         )
-    return [image for index, image in enumerate(readable) if index not in conflicting], dropped
+    return dropped
 
 
 def _refuse_too_many(unused: Sequence[Unused], used: int, allowed: float) -> None:
@@ -164,7 +168,12 @@ def _row(image: CheckedImage) -> dict[str, Any]:
 
 
 def _tell(
-    used: Sequence[CheckedImage], unused: Sequence[Unused], summary: dict[str, Any], suspects: quality.Suspects
+    used: Sequence[CheckedImage],
+    unused: Sequence[Unused],
+    summary: dict[str, Any],
+    suspects: quality.Suspects,
+    *,
+    readable: Sequence[CheckedImage],
 ) -> None:
     classes = Counter(image.label for image in used)
     shown = ", ".join(f"{count} {label}" for label, count in sorted(classes.items())[:SHOWN])
@@ -182,8 +191,24 @@ def _tell(
     if suspects.across_parts:
         say(
             f"WARNING: {summary['duplicates_across_parts']} images of {len(suspects.across_parts)} sets of duplicates "
-            f"or near duplicates lie in several predefined parts. They stay there, and flatter every method."
+            f"or near duplicates lie in several predefined parts. They stay there, and flatter every method:\n"
+            f"{_across(readable, suspects.across_parts)}"
         )
+    if suspects.groups_across_parts:
+        say(
+            f"WARNING: {summary['groups_across_parts']} groups (dataset.groups) lie in several predefined parts. "
+            f"They stay there, and flatter every method:\n{_across(readable, suspects.groups_across_parts)}"
+        )
+
+
+def _across(readable: Sequence[CheckedImage], sets: Sequence[Sequence[int]]) -> str:
+    """Return a line for each of the first sets, with one image of every part."""
+    lines = []
+    for indices in sets[:SHOWN]:
+        one_of_part = {readable[index].part: readable[index].path for index in reversed(indices)}
+        lines.append("  " + ", ".join(sorted(one_of_part.values())))
+    more = [f"  and {len(sets) - SHOWN} more"] if len(sets) > SHOWN else []
+    return "\n".join(lines + more)
 
 
 def _draw_contact_sheet(root: Path, used: Sequence[CheckedImage]) -> None:

@@ -31,8 +31,9 @@ def main(params: Params, *, log: Log) -> None:
     dataset, split = params.block("dataset", DatasetParams), params.block("split", SplitParams)
     chosen = datasets.read_catalog()
     small, large = splits.clusters(chosen)
-    together = small if split.groups_near_duplicates(dataset.source) else set()
-    parts = splits.assign(chosen, params=split, seed=params.value("seed"), together=together)
+    grouping = split.groups_near_duplicates(dataset.source)
+    rules: dict[str, Any] = {"params": split, "seed": params.value("seed"), "together": small if grouping else set()}
+    parts = splits.assign(chosen, **rules)
     root = datasets.root(dataset)
     order = sorted(
         range(len(chosen)),
@@ -50,7 +51,12 @@ def main(params: Params, *, log: Log) -> None:
     say(", ".join(f"{parts.count(part)} {part}" for part in artifacts.PARTS))
     _tell_near_duplicates(chosen, parts, large=large, split=split)
     _tell_missing(chosen, parts)
-    _tell_moves(chosen, parts, splits.companions(chosen, together), setting=params.declared())
+    # Not what decides which images there are, such as limit and max_dropped: what those move is to be told.
+    setting = {
+        "seed": params.value("seed"), "test": split.test, "validation": split.validation,
+        "near_duplicates": grouping, "groups": dataset.groups.model_dump(),
+    }  # fmt: skip
+    _tell_moves(chosen, parts, splits.owed_to_groups(chosen, parts, **rules), setting=setting)
 
 
 def _copy(image: SourceImage, part: str, name: str, *, root: Path, directory: Path) -> dict[str, str]:
@@ -101,15 +107,20 @@ def _tell_missing(images: Sequence[SourceImage], parts: Sequence[str]) -> None:
 def _tell_moves(
     images: Sequence[SourceImage], parts: Sequence[str], grouped: set[str], *, setting: Mapping[str, Any]
 ) -> None:
-    """Say which images of the last split are in another part now, unless other parameters asked for another split."""
+    """Say which images of the last split are in another part now, unless other parameters asked for another split.
+
+    ``setting``: the parameters that decide where an image goes.
+    """
     last = artifacts.read_json(LAST) if LAST.exists() else None
-    if last is not None and last.get("setting") == setting:
+    if last is not None and last["setting"] != setting:
+        say("another split than the last one: seed, shares or groups have changed since")
+    elif last is not None:
         moved = splits.moves(images, parts, before=last["parts"], grouped=grouped | set(last["grouped"]))
         new = sum(splits.identity(image) not in last["parts"] for image in images)
         reasons = Counter(move.reason for move in moved)
         say(
             f"{new} images are new; of those known before, {len(moved)} changed their part "
-            f"({reasons['quota']} by rounding of quotas, {reasons['group']} with a group)"
+            f"({reasons['quota']} by rounding of quotas, {reasons['group']} because of a group)"
         )
         if moved:
             artifacts.write_csv(MOVED, splits.Move._fields, [move._asdict() for move in moved])
