@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -60,7 +61,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
 def prepare(root: Path, empty_database: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(root)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
         patch.delenv(name, raising=False)
     patch.setenv("PYTHONPATH", str(provenance.ROOT))
     for name in (".mlflow", "backbone", "figures"):
@@ -249,6 +250,31 @@ def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:
     place = tracking.Store(f"sqlite:///{tmp_path}/none/mlflow.db")
     assert tracking.scores(place, "elpv", metric="accuracy", seconds=10) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_projects_with_folders_of_one_name_have_experiments_of_their_own_that_stay_when_images_are_added(
+    tmp_path: Path,
+) -> None:
+    def name(*labels: str, path: str = "data/images") -> str:
+        one = {"group": "", "stratum": "", "sha256": "0" * 64}
+        rows = [{**one, "path": f"{i}.png", "label": label, "split": "train"} for i, label in enumerate(labels)]
+        artifacts.write_csv(tmp_path / "manifest.csv", artifacts.MANIFEST_COLUMNS, rows)
+        return tracking.dataset_name({"source": "folder", "path": path}, tmp_path / "manifest.csv")
+
+    assert re.fullmatch("images-[0-9a-f]{8}", name("good", "bad"))
+    assert name("good", "bad") == name("bad", "good", "good", path="elsewhere/images")
+    assert len({name("good", "bad"), name("cat", "dog"), name("cat", "dog", path="data/animals")}) == 3
+    for published in ("elpv", "mnist"):
+        assert tracking.dataset_name({"source": published, "path": "data/x.json"}, tmp_path / "none") == published
+
+
+def test_an_experiment_may_be_named_as_mlflow_names_it(two_methods: tracking.Comparison, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of our own")
+    assert sync(two_methods).added == 6
+    assert sync(two_methods).added == 0
+    assert client().get_experiment_by_name("of our own") is not None
+    assert client().get_experiment_by_name("bakeoff-elpv") is None
+    assert tracking.audit(tracking.locate(), two_methods) == []
 
 
 @pytest.mark.usefixtures("shown")
