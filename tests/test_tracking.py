@@ -35,7 +35,7 @@ from pipeline.commands import ui
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, models, processes
+from pipeline.tracking import contents, models, processes, writer
 
 if TYPE_CHECKING:
     import mlflow
@@ -641,10 +641,64 @@ def test_the_run_of_a_stage_that_still_runs_is_kept(inputs: identity.Inputs) -> 
 
 
 def test_a_reused_process_id_is_not_taken_for_the_old_process() -> None:
-    tags = {"host": socket.gethostname(), "pid": str(os.getpid()), "process_start": processes.start_of(os.getpid())}
+    tags = processes.tags_of(os.getpid())
     assert processes.is_alive(tags)
-    assert not processes.is_alive({**tags, "process_start": "1.00"})
-    assert processes.is_alive({**tags, "process_start": "1.00", "host": "elsewhere"})
+    assert not processes.is_alive({**tags, "process_start": "1"})
+    assert processes.is_alive({**tags, "process_start": "1", "machine": "another"})
+
+
+@pytest.mark.parametrize(("age", "alive"), [(0, True), (processes.SECONDS_ALIVE + 60, False), (None, False)])
+def test_on_another_machine_a_process_is_alive_as_long_as_it_gives_signs_of_life(age: int | None, alive: bool) -> None:
+    tags = {**processes.tags_of(os.getpid()), "host": socket.gethostname(), "machine": "another of the same name"}
+    tags["seen"] = "" if age is None else f"{time.time() - age:.0f}"
+    assert processes.is_alive(tags) is alive
+
+
+def test_a_container_with_the_name_of_its_host_is_another_machine(tmp_path: Path, monkeypatch) -> None:
+    def place(boot: str, namespace: str) -> str:
+        proc = tmp_path / f"{boot} {namespace}"
+        for folder in ("sys/kernel/random", "self/ns"):
+            (proc / folder).mkdir(parents=True, exist_ok=True)
+        (proc / "sys/kernel/random/boot_id").write_text(boot)
+        if not (proc / "self/ns/pid").is_symlink():
+            (proc / "self/ns/pid").symlink_to(namespace)
+        monkeypatch.setattr(processes, "_PROC", proc)
+        return processes.machine()
+
+    host = place("a", "pid:[1]")
+    assert host == place("a", "pid:[1]")
+    assert len({host, place("a", "pid:[2]"), place("b", "pid:[1]")}) == 3
+
+
+@pytest.mark.parametrize("age", [0, 3600], ids=["alive", "cut off by a power cut"])
+@pytest.mark.parametrize("known", [True, False], ids=["its record is known", "its record is not known"])
+def test_a_live_run_of_another_machine_ends_when_its_signs_of_life_have_ended(
+    inputs: identity.Inputs, age: int, known: bool
+) -> None:
+    live_head(inputs)
+    (run,) = runs()
+    for name, value in {"state": "live", "record": "", "machine": "another", "seen": f"{time.time() - age:.0f}"}.items():
+        client().set_tag(run.info.run_id, name, value)
+    client().update_run(run.info.run_id, "RUNNING")
+    sync(here(method(RUNS[1], input_key=inputs.key() if known else "another")))
+    status = {one.info.run_id: one.info.status for one in runs()}.get(run.info.run_id)
+    assert status == ("RUNNING" if age == 0 else None if known else "KILLED")
+
+
+def test_the_log_of_a_stage_without_steps_gives_signs_of_life(inputs: identity.Inputs, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "SECONDS_BETWEEN_SIGNS", 0.2)
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(processes, "sign", lambda: ("seen", str(next(clock))))
+    run = dataclasses.asdict(RUNS[1])
+    begin = {"dataset": "elpv", "run": run, "inputs": dataclasses.asdict(inputs), "pid": os.getpid(), "time": 1}
+
+    def lines() -> Iterator[str]:
+        yield json.dumps(begin) + "\n"
+        wait_until(lambda: rows("SELECT max(value + 0) FROM tags WHERE key = 'seen'")[0][0] == 3)
+        yield json.dumps({"end": "finished", "record": None, "time": 2}) + "\n"
+
+    assert writer.main(lines()) == 0
+    assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
 def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:
