@@ -677,7 +677,8 @@ def test_a_live_run_of_another_machine_ends_when_its_signs_of_life_have_ended(
 ) -> None:
     live_head(inputs)
     (run,) = runs()
-    for name, value in {"state": "live", "record": "", "machine": "another", "seen": f"{time.time() - age:.0f}"}.items():
+    seen = f"{time.time() - age:.0f}"
+    for name, value in {"state": "live", "record": "", "machine": "another", "seen": seen}.items():
         client().set_tag(run.info.run_id, name, value)
     client().update_run(run.info.run_id, "RUNNING")
     sync(here(method(RUNS[1], input_key=inputs.key() if known else "another")))
