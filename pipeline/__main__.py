@@ -131,7 +131,8 @@ def _log(stage: str, item: dict[str, str], values: dict[str, Any]) -> AbstractCo
     run = identity.run_of(stage, item, values)
     if run is None:
         return nullcontext(NoLog())
-    return tracking.live(dataset=values["dataset"]["source"], run=run, inputs=identity.inputs_of(run, values))
+    dataset = tracking.dataset_name(values["dataset"])
+    return tracking.live(dataset=dataset, run=run, inputs=identity.inputs_of(run, values))
 
 
 def _parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:

@@ -38,13 +38,13 @@ def free_port() -> int:
 class Server:
     """An ``mlflow server`` as a process group of its own, which may be killed and started again."""
 
-    def __init__(self, backend: str, folder: Path):
+    def __init__(self, backend: str, folder: Path, *, messages: Path | None = None):
         self.port = free_port()
         self.uri = f"http://{HOST}:{self.port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--host", HOST,
                          "--port", str(self.port), "--workers", "1", "--artifacts-destination",
                          str(folder / "artifacts")]  # fmt: skip
-        self._messages = folder / "server.log"
+        self._messages = messages or folder / "server.log"
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -86,9 +86,7 @@ def sqlite_server(folder: Path, database: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def postgresql_server(folder: Path) -> Iterator[Server]:
-    """A server on a PostgreSQL of its own. Skips where PostgreSQL or its driver is not installed."""
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("needs psycopg, PostgreSQL's driver")
+    """A server on a PostgreSQL of its own."""
     with postgresql() as uri:
         server = Server(uri, folder)
         server.start()
@@ -100,7 +98,12 @@ def postgresql_server(folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Start PostgreSQL in a temporary folder, on a free port of this machine alone; yield its URI."""
+    """Start PostgreSQL in a temporary folder, on a free port of this machine alone; yield its URI.
+
+    Skips where PostgreSQL or its driver is not installed.
+    """
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("needs psycopg, PostgreSQL's driver")
     found = [Path(name).parent for name in [shutil.which("initdb")] if name] + sorted(DEBIAN.glob("*/bin"))
     binaries = next((place for place in found if (place / "initdb").exists() and (place / "postgres").exists()), None)
     if binaries is None:
@@ -127,6 +130,48 @@ def postgresql() -> Iterator[str]:
             process.wait()
     finally:
         shutil.rmtree(folder)
+
+
+class Relay:
+    """Passes bytes on to a port of this machine until it is ``silent``: then it keeps connections and says nothing."""
+
+    def __init__(self, target: int):
+        self.silent = threading.Event()
+        self._target = target
+        self._listener = socket.create_server((HOST, 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection((HOST, self._target))
+                self._open += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not self.silent.is_set():
+                    sink.sendall(data)
+
+    def close(self) -> None:
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@contextlib.contextmanager
+def relay(target: int) -> Iterator[Relay]:
+    started = Relay(target)
+    try:
+        yield started
+    finally:
+        started.close()
 
 
 def wait_for_port(port: int, process: subprocess.Popen) -> None:

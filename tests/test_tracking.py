@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -34,7 +35,7 @@ from pipeline.commands import ui
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, models, processes
+from pipeline.tracking import contents, models, processes, writer
 
 if TYPE_CHECKING:
     import mlflow
@@ -60,7 +61,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
 def prepare(root: Path, empty_database: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(root)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
         patch.delenv(name, raising=False)
     patch.setenv("PYTHONPATH", str(provenance.ROOT))
     for name in (".mlflow", "backbone", "figures"):
@@ -249,6 +250,31 @@ def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:
     place = tracking.Store(f"sqlite:///{tmp_path}/none/mlflow.db")
     assert tracking.scores(place, "elpv", metric="accuracy", seconds=10) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_projects_with_folders_of_one_name_have_experiments_of_their_own_that_stay_when_images_are_added(
+    tmp_path: Path,
+) -> None:
+    def name(*labels: str, path: str = "data/images") -> str:
+        one = {"group": "", "stratum": "", "sha256": "0" * 64}
+        rows = [{**one, "path": f"{i}.png", "label": label, "split": "train"} for i, label in enumerate(labels)]
+        artifacts.write_csv(tmp_path / "manifest.csv", artifacts.MANIFEST_COLUMNS, rows)
+        return tracking.dataset_name({"source": "folder", "path": path}, tmp_path / "manifest.csv")
+
+    assert re.fullmatch("images-[0-9a-f]{8}", name("good", "bad"))
+    assert name("good", "bad") == name("bad", "good", "good", path="elsewhere/images")
+    assert len({name("good", "bad"), name("cat", "dog"), name("cat", "dog", path="data/animals")}) == 3
+    for published in ("elpv", "mnist"):
+        assert tracking.dataset_name({"source": published, "path": "data/x.json"}, tmp_path / "none") == published
+
+
+def test_an_experiment_may_be_named_as_mlflow_names_it(two_methods: tracking.Comparison, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of our own")
+    assert sync(two_methods).added == 6
+    assert sync(two_methods).added == 0
+    assert client().get_experiment_by_name("of our own") is not None
+    assert client().get_experiment_by_name("bakeoff-elpv") is None
+    assert tracking.audit(tracking.locate(), two_methods) == []
 
 
 @pytest.mark.usefixtures("shown")
@@ -615,10 +641,65 @@ def test_the_run_of_a_stage_that_still_runs_is_kept(inputs: identity.Inputs) -> 
 
 
 def test_a_reused_process_id_is_not_taken_for_the_old_process() -> None:
-    tags = {"host": socket.gethostname(), "pid": str(os.getpid()), "process_start": processes.start_of(os.getpid())}
+    tags = processes.tags_of(os.getpid())
     assert processes.is_alive(tags)
-    assert not processes.is_alive({**tags, "process_start": "1.00"})
-    assert processes.is_alive({**tags, "process_start": "1.00", "host": "elsewhere"})
+    assert not processes.is_alive({**tags, "process_start": "1"})
+    assert processes.is_alive({**tags, "process_start": "1", "machine": "another"})
+
+
+@pytest.mark.parametrize(("age", "alive"), [(0, True), (processes.SECONDS_ALIVE + 60, False), (None, False)])
+def test_on_another_machine_a_process_is_alive_as_long_as_it_gives_signs_of_life(age: int | None, alive: bool) -> None:
+    tags = {**processes.tags_of(os.getpid()), "host": socket.gethostname(), "machine": "another of the same name"}
+    tags["seen"] = "" if age is None else f"{time.time() - age:.0f}"
+    assert processes.is_alive(tags) is alive
+
+
+def test_a_container_with_the_name_of_its_host_is_another_machine(tmp_path: Path, monkeypatch) -> None:
+    def place(boot: str, namespace: str) -> str:
+        proc = tmp_path / f"{boot} {namespace}"
+        for folder in ("sys/kernel/random", "self/ns"):
+            (proc / folder).mkdir(parents=True, exist_ok=True)
+        (proc / "sys/kernel/random/boot_id").write_text(boot)
+        if not (proc / "self/ns/pid").is_symlink():
+            (proc / "self/ns/pid").symlink_to(namespace)
+        monkeypatch.setattr(processes, "_PROC", proc)
+        return processes.machine()
+
+    host = place("a", "pid:[1]")
+    assert host == place("a", "pid:[1]")
+    assert len({host, place("a", "pid:[2]"), place("b", "pid:[1]")}) == 3
+
+
+@pytest.mark.parametrize("age", [0, 3600], ids=["alive", "cut off by a power cut"])
+@pytest.mark.parametrize("known", [True, False], ids=["its record is known", "its record is not known"])
+def test_a_live_run_of_another_machine_ends_when_its_signs_of_life_have_ended(
+    inputs: identity.Inputs, age: int, known: bool
+) -> None:
+    live_head(inputs)
+    (run,) = runs()
+    seen = f"{time.time() - age:.0f}"
+    for name, value in {"state": "live", "record": "", "machine": "another", "seen": seen}.items():
+        client().set_tag(run.info.run_id, name, value)
+    client().update_run(run.info.run_id, "RUNNING")
+    sync(here(method(RUNS[1], input_key=inputs.key() if known else "another")))
+    status = {one.info.run_id: one.info.status for one in runs()}.get(run.info.run_id)
+    assert status == ("RUNNING" if age == 0 else None if known else "KILLED")
+
+
+def test_the_log_of_a_stage_without_steps_gives_signs_of_life(inputs: identity.Inputs, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "SECONDS_BETWEEN_SIGNS", 0.2)
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(processes, "sign", lambda: ("seen", str(next(clock))))
+    run = dataclasses.asdict(RUNS[1])
+    begin = {"dataset": "elpv", "run": run, "inputs": dataclasses.asdict(inputs), "pid": os.getpid(), "time": 1}
+
+    def lines() -> Iterator[str]:
+        yield json.dumps(begin) + "\n"
+        wait_until(lambda: rows("SELECT max(value + 0) FROM tags WHERE key = 'seen'")[0][0] == 3)
+        yield json.dumps({"end": "finished", "record": None, "time": 2}) + "\n"
+
+    assert writer.main(lines()) == 0
+    assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
 def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import artifacts, datasets, metrics, params, provenance, resplits, statistics
+from pipeline import artifacts, metrics, params, provenance, resplits, statistics, tracking
 from pipeline.errors import BakeoffError
 from pipeline.fairness import (
     history,
@@ -144,8 +144,8 @@ class Report:
         return optimism_study.section(self._runs, metric=self._metric, compare=compare, seed=self._values["seed"])
 
     def _looks(self) -> dict[str, Any]:
-        source = self._given.block("dataset", datasets.DatasetParams).source
-        return looks_study.section(metric=self._metric, dataset=source, mlflow=not self._arguments.no_mlflow)
+        dataset = tracking.dataset_name(self._values["dataset"])
+        return looks_study.section(metric=self._metric, dataset=dataset, mlflow=not self._arguments.no_mlflow)
 
     @functools.cached_property
     def _runs(self) -> list[runs.Run]:

@@ -12,8 +12,9 @@ import datetime
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline import params, provenance, tracking
+from pipeline import artifacts, params, provenance, tracking
 from pipeline.progress import announce, say
 from pipeline.review import audit, clones, locks, replay, report, verdicts
 from pipeline.review.audit import Request, Review
@@ -48,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise locks.ReviewError(f"{place} holds a review that somebody signed: move it away to review the same again")
     if clones.changed(project) and arguments.revision == "HEAD":
         announce("note: what is reviewed is HEAD; changes that are not committed are not in it")
-    dataset = params.lookup(values, "dataset.source")
+    dataset = params.lookup(values, "dataset")
     found = audit.review(
         Request(
             project=project,
@@ -70,35 +71,35 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if found.verdict == verdicts.DIVERGED else 0
 
 
-def _durations(project: Path, dataset: str) -> dict[str, float]:
+def _durations(project: Path, dataset: Mapping[str, Any]) -> dict[str, float]:
     """Return how long stages took: by earlier replays on this machine, or by MLflow if there was none."""
     if known := replay.known_durations(project):
         return known
     announce("asking MLflow how long the stages take")
     try:
-        logged = reviews.durations(tracking.locate(), dataset)
-    except tracking.TrackingError:
+        logged = reviews.durations(tracking.locate(), tracking.dataset_name(dataset))
+    except (tracking.TrackingError, artifacts.ArtifactError):  # a folder is not split here yet
         return {}
     return {name: seconds + SECONDS_TO_START for name, seconds in logged.items()}
 
 
-def _witnessed(dataset: str, records: Collection[str]) -> Mapping[str, Sequence[Mapping[str, str]]]:
+def _witnessed(dataset: Mapping[str, Any], records: Collection[str]) -> Mapping[str, Sequence[Mapping[str, str]]]:
     try:
-        return reviews.environments(tracking.locate(), dataset, records)
-    except tracking.TrackingError as error:
+        return reviews.environments(tracking.locate(), tracking.dataset_name(dataset), records)
+    except (tracking.TrackingError, artifacts.ArtifactError) as error:
         print(f"warning: {error}. Where the claims were computed is not known.", file=sys.stderr)
         return {}
 
 
-def _attach(dataset: str, found: Review, files: Sequence[Path], *, name: str, date: str) -> None:
+def _attach(dataset: Mapping[str, Any], found: Review, files: Sequence[Path], *, name: str, date: str) -> None:
     """Leave the review on the MLflow runs of the records that it checked; a store that is away costs a warning."""
     tags = {
         digest: {"review.verdict": verdict, "review.commit": found.commit, "review.date": date}
         for digest, verdict in found.records.values()
     }
     try:
-        count = reviews.attach(tracking.locate(), dataset, tags, files, name=name)
-    except tracking.TrackingError as error:
+        count = reviews.attach(tracking.locate(), tracking.dataset_name(dataset), tags, files, name=name)
+    except (tracking.TrackingError, artifacts.ArtifactError) as error:
         print(f"warning: {error}. The review is not in MLflow.", file=sys.stderr)
         return
     say(f"MLflow: attached to {count} runs" if count else "MLflow: no run of these records is there")

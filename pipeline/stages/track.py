@@ -65,7 +65,7 @@ def collect(params: Params, board: Sequence[Mapping[str, Any]] | None = None) ->
     sha256 = identity.remembering()
     selected_by = params.block("selection", metrics.SelectionParams).metric
     return tracking.Comparison(
-        dataset=values["dataset"]["source"],
+        dataset=tracking.dataset_name(values["dataset"]),
         selected_by=selected_by,
         smaller_is_better=selected_by in metrics.LOWER_IS_BETTER,
         parts=tuple(_part(name) for name in artifacts.PARTS),

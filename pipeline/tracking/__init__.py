@@ -9,7 +9,7 @@ nothing here imports it.
 """
 
 from pipeline.tracking.audit import agrees, audit
-from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, experiment_name
+from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, dataset_name, experiment_name
 from pipeline.tracking.live import Live, live
 from pipeline.tracking.scores import Score, scores
 from pipeline.tracking.store import SETTINGS, Store, TrackingError, locate
@@ -18,5 +18,5 @@ from pipeline.tracking.view import address
 
 __all__ = [
     "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
-    "address", "agrees", "audit", "experiment_name", "live", "locate", "scores", "sync",
+    "address", "agrees", "audit", "dataset_name", "experiment_name", "live", "locate", "scores", "sync",
 ]  # fmt: skip

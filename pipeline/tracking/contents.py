@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, provenance
 
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
@@ -86,9 +86,24 @@ class Comparison:
     environment_record: Mapping[str, Any] = field(default_factory=dict)
 
 
+def dataset_name(block: Mapping[str, Any], manifest: Path = artifacts.MANIFEST) -> str:
+    """Return the name of the data set that the block ``dataset`` of params.yaml describes.
+
+    A published one has its own. A folder's is followed by a digest of its classes: every project may call its folder
+    `images`, and the name must stay when images are added. Raises ArtifactError if a folder is not split yet.
+    """
+    if block["source"] != "folder":
+        return block["source"]
+    classes = artifacts.read_part("train", manifest).classes
+    return f"{Path(block['path']).name}-{provenance.digest(classes)[:8]}"
+
+
 def experiment_name(dataset: str) -> str:
-    """Return the MLflow experiment of a data set: only runs on the same images are worth one table."""
-    return f"bakeoff-{dataset}"
+    """Return the MLflow experiment of a data set: only runs on the same images are worth one table.
+
+    ``MLFLOW_EXPERIMENT_NAME`` names another, for two projects or two clones that would otherwise share one.
+    """
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"bakeoff-{dataset}"
 
 
 def method_name(network: str, method: str) -> str:

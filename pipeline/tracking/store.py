@@ -9,14 +9,16 @@ import os
 import sqlite3
 import ssl
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import filelock
@@ -26,6 +28,8 @@ from pipeline.tracking import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+T = TypeVar("T")
 
 # A folder named `mlflow` would stand in front of the import, and MLflow takes one named `mlruns` for an old file store.
 FOLDER = ".mlflow"
@@ -94,6 +98,29 @@ class Deadline:
         """Raise TrackingError if it has passed."""
         if not self.left:
             raise TrackingError(f"the MLflow store {store.name} has taken more than {self.seconds:.0f} s")
+
+
+def within(store: Store, seconds: float | None, call: Callable[[], T]) -> T:
+    """Return what ``call`` returns. Raises TrackingError after ``seconds``, whatever it waits for; None for no limit.
+
+    A database that accepts a connection and falls silent, or a server that sends a byte now and then, answers no call
+    and breaks no time limit of a driver. The thread that waits for it ends with the process, or when it looks at its
+    `Deadline`.
+    """
+    if seconds is None:
+        return call()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([outcome], seconds).done:
+        raise TrackingError(f"the MLflow store {store.name} has taken more than {seconds:.0f} s")
+    return outcome.result()
 
 
 @dataclass(frozen=True)

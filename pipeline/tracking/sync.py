@@ -60,9 +60,13 @@ def sync(place: Store, comparison: Comparison, *, seconds: float | None = None) 
     # Not Path.exists, which raises where the folder may not be read: a store never fails a stage.
     is_new = place.database is not None and not os.path.exists(place.database)
     say("MLflow: creating the store, which takes some seconds" if is_new else "MLflow: opening the store")
-    connection = store.connect(place, contents.experiment_name(comparison.dataset), seconds=seconds)
-    with store.translated(place), store.lock(place, "sync", connection.deadline):
-        return _Sync(connection, comparison).run()
+
+    def fill() -> Report:
+        connection = store.connect(place, contents.experiment_name(comparison.dataset), seconds=seconds)
+        with store.translated(place), store.lock(place, "sync", connection.deadline):
+            return _Sync(connection, comparison).run()
+
+    return store.within(place, seconds, fill)
 
 
 class _Sync:

@@ -15,10 +15,9 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from pipeline import identity, provenance
 from pipeline.params import Run
@@ -34,7 +33,7 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 def main(lines: Iterable[str]) -> int:
     messages = received(lines)
-    begin = next(messages)[0]
+    begin = next(filter(None, messages))[0]
     inputs = identity.Inputs(**{**begin["inputs"], "paths": tuple(begin["inputs"]["paths"])})
     place = store.locate()
     try:
@@ -49,7 +48,10 @@ def main(lines: Iterable[str]) -> int:
 
 
 def received(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages in lists: the first alone, later all that have come since the last list was taken."""
+    """Yield the messages in lists: the first alone, later all that have come since the last list was taken.
+
+    An empty list says that none has come for a while.
+    """
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -60,7 +62,11 @@ def received(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
     threading.Thread(target=read, daemon=True).start()
     most = 1
     while True:
-        taken = [waiting.get()]
+        try:
+            taken = [waiting.get(timeout=processes.SECONDS_BETWEEN_SIGNS)]
+        except queue.Empty:
+            yield []
+            continue
         while len(taken) < most and not waiting.empty():
             taken.append(waiting.get())
         # A stage that is killed while it writes leaves a part of a line.
@@ -76,6 +82,7 @@ def _write(
     connection: Connection, begin: Mapping[str, Any], messages: Iterable[list[dict[str, Any]]], key: str
 ) -> None:
     from mlflow.entities import RunTag
+    from mlflow.exceptions import MlflowException
 
     client = connection.client
     where = provenance.environment_record()  # now: by the end, somebody may have changed the code
@@ -87,11 +94,16 @@ def _write(
         tags=_tags(begin, key),
     ).info.run_id
     state, end, record = "killed", None, None
+    signed = time.monotonic()
     for taken in messages:
+        if time.monotonic() - signed >= processes.SECONDS_BETWEEN_SIGNS:
+            signed = time.monotonic()
+            with contextlib.suppress(MlflowException):  # Others may take it for dead; the next step finds out why.
+                client.set_tag(run_id, *processes.sign())
         points = [point for message in taken if "step" in message for point in _points(message)]
         for first in range(0, len(points), calls.METRICS_A_BATCH):
             client.log_batch(run_id, points[first : first + calls.METRICS_A_BATCH])
-        if "end" in taken[-1]:
+        if taken and "end" in taken[-1]:
             state, end, record = taken[-1]["end"], taken[-1]["time"], taken[-1]["record"]
             break
     tags = {"state": state}
@@ -117,10 +129,7 @@ def _tags(begin: Mapping[str, Any], key: str) -> dict[str, str]:
     tags = contents.method_tags(network=run.network, method=run.method, stage=run.stage, dataset=begin["dataset"])
     tags |= contents.environment_tags(environment, provenance.digest(environment), witnessed=True)
     tags |= contents.origin_tags(run.stage)
-    tags |= {"input_key": key, "state": "live", "pid": str(begin["pid"])}
-    with contextlib.suppress(psutil.Error):  # It ended already; a run without this tag counts as dead.
-        tags["process_start"] = processes.start_of(begin["pid"])
-    return tags
+    return tags | processes.tags_of(begin["pid"]) | {"input_key": key, "state": "live"}
 
 
 def _remove_dead(connection: Connection, key: str) -> None:
