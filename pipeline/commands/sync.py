@@ -8,9 +8,11 @@ from typing import Any
 
 from pipeline import artifacts, comparison, findings, params, tracking
 from pipeline.errors import BakeoffError
+from pipeline.fairness import history, looks
 from pipeline.findings import Finding
 from pipeline.progress import announce, say
 from pipeline.stages import compare, track
+from pipeline.tracking.strangers import Known, strangers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,14 @@ def check(declared: params.Params) -> int:
     ranked, protocol = compare.evaluate(declared)
     board = comparison.entries(ranked, comparison.resample(ranked, protocol), protocol)
     store = tracking.locate()
-    found = [*of_lock(), *of_leaderboard(board), *tracking.audit(store, track.collect(declared, board))]
+    shown = track.collect(declared, board)
+    labels = {"validation": protocol.validation.labels, "test": protocol.test_labels}
+    found = [
+        *of_lock(),
+        *of_leaderboard(board),
+        *tracking.audit(store, shown),
+        *strangers(store, shown, labels=labels, known=committed()),
+    ]
     if found:
         say(findings.table(found))
     if any("mlflow runs" in finding.remedy for finding in found):
@@ -87,6 +96,20 @@ def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             message = f"{artifacts.LEADERBOARD}: {entry['run']}: {wrong[0]}{more}"
             yield Finding("problem", "leaderboard", message, "dvc repro --single-item --force compare")
+
+
+def committed() -> Known | None:
+    """Return the test scores of every run in every commit and experiment that git has; None without git."""
+    try:
+        published = [looks.scores_of(point.state.metrics) for point in history.points()]
+    except BakeoffError:
+        return None
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for scores in published:
+        for run, of_run in scores.items():
+            if of_run and of_run not in found.setdefault(run, []):
+                found[run].append(of_run)
+    return found
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
