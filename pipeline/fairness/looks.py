@@ -152,8 +152,8 @@ def changes(before: State | None, after: State) -> dict[str, Any]:
     """Return what differs between two locks; empty without one of them.
 
     ``params``: {dotted key: {before, after}}, without the one that has no such key; a new block is one key.
-    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: inputs of the dataset stage.
-    ``split``, ``packages``: whether the manifest, and the locked packages, differ.
+    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: inputs of the dataset
+    stage. ``split``, ``packages``: whether the manifest, and the locked packages, differ.
     """
     if before is None or before.lock is None or after.lock is None:
         return {}

@@ -18,7 +18,8 @@ def section(*, metric: str, dataset: str, mlflow: bool) -> dict[str, Any]:
 
     A claim that returns to scores of long ago was made when they were first published; looks since then are ``later``.
 
-    ``mlflow``: whether to ask the store, too; one that cannot be reached fails nothing. Raises BakeoffError without git.
+    ``mlflow``: whether to ask the store, too; one that cannot be reached fails nothing. Raises BakeoffError without
+    git.
     """
     points = history.points()
     found = looks.looks(points)

@@ -46,6 +46,8 @@ def optimism_page(found: Mapping[str, Any]) -> Page:
         Figure("optimism.png", "validation, corrected and test score of every method"),
         ABOUT_OPTIMISM.format(samples=found["samples"], images=found["images"]),
     ]
+    if found["grouped"]:
+        blocks.append("Whole groups are drawn: images of one group are alike.")
     if found["repeats"] > 1:
         blocks.append(f"All scores are of the first of {found['repeats']} trainings; the mean over all ranks methods.")
     return Page("Selection optimism", _optimism_finding(found), blocks)
