@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -346,10 +347,14 @@ def test_metrics_agree_up_to_the_sixth_digit(received, expected, agree) -> None:
 # --- runs of no record of today ------------------------------------------------------------------------------------
 
 
+MEASURED = sync_command.measured_by(
+    SimpleNamespace(validation=SimpleNamespace(labels=np.arange(20) % 2), test_labels=np.arange(20) % 2)
+)
+
+
 def others(what: tracking.Comparison, known: dict | None = None) -> list[tuple[str, str]]:
     """What is said of everything but today's records, where git has ``known``."""
-    labels = dict.fromkeys(("validation", "test"), np.arange(20) % 2)
-    found = strangers(tracking.locate(), what, labels=labels, known=known)
+    found = strangers(tracking.locate(), what, measured=MEASURED, known=known)
     return [(finding.level, finding.subject) for finding in found]
 
 
@@ -394,7 +399,7 @@ def test_a_run_logged_by_hand_under_the_pipelines_tags_is_found_whatever_they_ar
     client().log_metric(run.info.run_id, "test_accuracy", 0.999)
     assert audit(shown) == [], "of today's records nothing is wrong"
     before = digest()
-    (finding,) = strangers(tracking.locate(), shown, labels={}, known={})
+    (finding,) = strangers(tracking.locate(), shown, measured=MEASURED, known={})
     assert digest() == before
     assert (finding.level, finding.subject) == ("problem", "by hand")
     assert "better" in finding.message and "does not carry the record that its tag names" in finding.message
@@ -462,7 +467,7 @@ def test_a_score_that_no_record_has_is_found_on_every_run(
 ) -> None:
     client().set_tag(the_method().info.run_id, "environment_witnessed", witnessed)
     client().log_metric(the_method().info.run_id, name, 0.999)
-    (finding,) = strangers(tracking.locate(), shown, labels={}, known={})
+    (finding,) = strangers(tracking.locate(), shown, measured=MEASURED, known={})
     assert (finding.level, finding.subject) == ("problem", "metric")
     assert f"no record has {name} 0.999" in finding.message
 

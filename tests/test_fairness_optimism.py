@@ -121,7 +121,7 @@ def test_images_of_one_group_are_drawn_together():
 
 def test_memory_bound_does_not_change_the_correction(monkeypatch):
     evaluations, names = several(50, [0.7] * 3, seed=4), [f"g{index // 5}" for index in range(50)]
-    options = dict(metric="accuracy", samples=300, confidence=0.95, groups=names)
+    options = {"metric": "accuracy", "samples": 300, "confidence": 0.95, "groups": names}
     whole = optimism.corrected(evaluations, generator=np.random.default_rng(0), **options)
     monkeypatch.setattr(optimism.statistics, "ELEMENTS_AT_ONCE", 50 * 7)
     assert optimism.corrected(evaluations, generator=np.random.default_rng(0), **options) == pytest.approx(whole)

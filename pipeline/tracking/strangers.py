@@ -9,13 +9,13 @@ needs it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts, identity, metrics
+from pipeline import artifacts, identity
 from pipeline.findings import Finding
 from pipeline.progress import progress
 from pipeline.tracking import calls, claims, contents, store
@@ -27,11 +27,10 @@ from pipeline.tracking.store import Connection, Store
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# They follow from predictions and labels alone: neither the positive class nor any other choice is in them.
-CHECKED = ("accuracy", "log_loss")
 RESULTS = ("test_", "validation_", "calibrated_")
-LIVE = frozenset(contents.series_name(f"validation_{name}") for name in metrics.NAMES)
 
+Measured = Callable[[str, np.ndarray], Mapping[str, float]]
+"""Returns {metric: value} of probabilities for the images of a part of today; nothing if they are of other images."""
 Known = Mapping[str, Sequence[Mapping[str, float]]]
 """{run: [{metric: score on test}]} of everything that git has."""
 
@@ -43,30 +42,28 @@ class Carried(NamedTuple):
     predictions: artifacts.Predictions
 
 
-def strangers(
-    place: Store, comparison: Comparison, *, labels: Mapping[str, np.ndarray], known: Known | None
-) -> list[Finding]:
+def strangers(place: Store, comparison: Comparison, *, measured: Measured, known: Known | None) -> list[Finding]:
     """Return what in a store follows from no record, and what no commit knows, the worst first.
 
-    ``labels``: of the parts validation and test. ``known``: None where git cannot tell. Raises TrackingError if the
-    store cannot be read.
+    ``measured``: what the labels of validation and test make of predictions. ``known``: None where git cannot tell.
+    Raises TrackingError if the store cannot be read.
     """
     connection = store.look(place, contents.experiment_name(comparison.dataset))
     if connection is None:
         return []
     with store.translated(place):
-        found = list(_Strangers(connection, comparison, labels, known).findings())
+        found = list(_Strangers(connection, comparison, measured, known).findings())
     return sorted(found, key=lambda finding: finding.level != "problem")
 
 
 class _Strangers:
-    def __init__(
-        self, connection: Connection, comparison: Comparison, labels: Mapping[str, np.ndarray], known: Known | None
-    ):
+    def __init__(self, connection: Connection, comparison: Comparison, measured: Measured, known: Known | None):
         self.connection = connection
         self.methods = {method.record_digest: method for method in comparison.methods}
         self.digests = {part.part: part.sha256 for part in comparison.parts}
-        self.labels = labels
+        self.measured = measured
+        self.metrics = {name for method in comparison.methods for found in method.validation for name in found}
+        self.live = {contents.series_name(f"validation_{name}") for name in self.metrics}
         self.known = known
         self.runs = calls.search(connection, "")
 
@@ -87,7 +84,7 @@ class _Strangers:
 
         It may have ended in a record, and another run of the stage came before any sync.
         """
-        if scores := [name for name in sorted(run.data.metrics) if _poses(name) and self.is_summed_up(run, name)]:
+        if scores := [name for name in sorted(run.data.metrics) if self.poses(name) and self.is_summed_up(run, name)]:
             yield _by_hand(run, f"does not carry the record that its tag names, and claims {_numbers(run, scores)}")
 
     def is_summed_up(self, run: Run, name: str) -> bool:
@@ -99,9 +96,9 @@ class _Strangers:
     def of_today(self, method: Method, run: Run) -> Iterator[Finding]:
         """Yield metrics that neither the record nor a running stage gives; those that `audit` names are left to it."""
         series = {contents.series_name(name) for name in contents.method_series(method)}
-        expected = series | contents.method_summary(method).keys() | LIVE
+        expected = series | contents.method_summary(method).keys() | self.live
         others = sorted(name for name in run.data.metrics.keys() - expected if not contents.is_summary(name))
-        if posing := [name for name in others if _poses(name)]:
+        if posing := [name for name in others if self.poses(name)]:
             message = f"{_named(run)}: no record has {_numbers(run, posing)}"
             remedy = f"{_delete(run.info.run_id)}\n{SYNC}"
             yield Finding("problem", "metric", message, remedy)
@@ -157,16 +154,17 @@ class _Strangers:
         predicted = {"validation": carried.predictions.validation[candidate], "test": carried.predictions.test}
         found = []
         for part, probabilities in predicted.items():
-            labels = self.labels[part]
-            if tag(of, f"dataset.{part}.sha256") != self.digests[part] or len(labels) != len(probabilities):
+            if tag(of, f"dataset.{part}.sha256") != self.digests[part]:
                 continue
-            # With which class as the positive one makes no difference to these metrics.
-            given = metrics.Evaluation(probabilities, labels, positive=0).measure(names=CHECKED)
-            for name, (value,) in given.items():
+            for name, value in self.measured(part, probabilities).items():
                 claimed = shown.data.metrics.get(f"{part}_{name}")
-                if claimed is not None and not agrees(claimed, float(value)):
+                if claimed is not None and not agrees(claimed, value):
                     found.append(f"{part}_{name} is {claimed:.6g}, its predictions give {value:.6g}")
         return found
+
+    def poses(self, name: str) -> bool:
+        """Return whether a metric, by its name, is a score."""
+        return any(metric in name for metric in self.metrics)
 
     def is_known(self, run: Run) -> bool:
         """Whether git has these very scores of this method, in any commit or experiment."""
@@ -175,11 +173,6 @@ class _Strangers:
             all(agrees(shown.get(f"test_{name}"), value) for name, value in scores.items())
             for scores in (self.known or {}).get(f"{tag(run, 'network')}-{tag(run, 'method')}", ())
         )
-
-
-def _poses(name: str) -> bool:
-    """Return whether a metric, by its name, is a score."""
-    return any(metric in name for metric in metrics.NAMES)
 
 
 def _numbers(run: Run, names: Sequence[str]) -> str:
