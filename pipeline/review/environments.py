@@ -35,9 +35,7 @@ def from_lock(text: str, installed: Mapping[str, str]) -> list[str]:
 
 def between(first: str, second: str) -> list[str]:
     """Return, in words, where two versions of requirements.lock name other packages."""
-    one, other = (
-        {name: _either(versions) for name, (versions, _) in pinned(text).items()} for text in (first, second)
-    )
+    one, other = ({name: _either(versions) for name, (versions, _) in pinned(text).items()} for text in (first, second))
     return [
         f"{name} {one.get(name, 'not there')} -> {other.get(name, 'not there')}"
         for name in sorted(one.keys() | other.keys())
