@@ -41,6 +41,7 @@ class Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "nothing_to_do": Benchmark("`dvc repro` when nothing changed", 1),
+    "checks": Benchmark("`fairness`, `sync --check` and `doctor` after the pipeline", 9, repeats=3),
     "features": Benchmark("features from files, with and without a filled store, float32 and bfloat16", 25),
     "head": Benchmark("head training with kept and with fresh views", 35),
     "fine_tune": Benchmark("fine-tuning the last third of the blocks", 30),
@@ -132,7 +133,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--repeats", type=int, help="of every side (default: 5; growth and whole_pipeline 1)")
+    parser.add_argument("--repeats", type=int, help="of every side (default: 5; checks 3; growth and whole_pipeline 1)")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
     options = parser.parse_args(arguments)
     for name in options.names:

@@ -19,7 +19,10 @@ from pipeline.progress import progress
 
 @dataclass(frozen=True)
 class Pool:
-    """All images of the catalog, in its order: ``features`` float32 (n, width), ``labels`` int64 (n,) in ``classes``."""
+    """All images of the catalog, in its order.
+
+    ``features``: float32 (n, width). ``labels``: int64 (n,) in ``classes``.
+    """
 
     images: tuple[datasets.SourceImage, ...]
     features: np.ndarray
@@ -58,6 +61,12 @@ def read_pool(directory: Path) -> Pool:
     classes = tuple(sorted({image.label for image in images}))
     labels = np.array([classes.index(image.label) for image in images], dtype=np.int64)
     return Pool(tuple(images), features, classes, labels)
+
+
+def groups(part: artifacts.Part) -> list[str]:
+    """Return the group that `dataset.groups` gives each image of a part, empty for one without."""
+    of = {image.sha256: image.group for image in datasets.read_catalog()}
+    return [of[digest] for digest in part.sha256]
 
 
 def sweep(

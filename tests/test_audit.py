@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import shutil
 import sqlite3
@@ -10,16 +11,19 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow_servers
+import numpy as np
 import pytest
 from test_tracking import RUNS, client, comparison, method, prepare, runs, the_method, write_run
 
 from pipeline import artifacts, tracking
 from pipeline.commands import sync as sync_command
 from pipeline.tracking import claims, contents
+from pipeline.tracking.strangers import strangers
 
 # MLflow and what it brings along warn about their own future.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -338,6 +342,157 @@ def test_a_server_is_audited_by_questions_alone(
 )  # fmt: skip
 def test_metrics_agree_up_to_the_sixth_digit(received, expected, agree) -> None:
     assert tracking.agrees(received, expected) is agree
+
+
+# --- runs of no record of today ------------------------------------------------------------------------------------
+
+
+MEASURED = sync_command.measured_by(
+    SimpleNamespace(validation=SimpleNamespace(labels=np.arange(20) % 2), test_labels=np.arange(20) % 2)
+)
+
+
+def others(what: tracking.Comparison, known: dict | None = None) -> list[tuple[str, str]]:
+    """What is said of everything but today's records, where git has ``known``."""
+    found = strangers(tracking.locate(), what, measured=MEASURED, known=known)
+    return [(finding.level, finding.subject) for finding in found]
+
+
+def accuracy(what: tracking.Comparison) -> float:
+    """What the first method's predictions give on test, which are those of its first candidate on validation."""
+    return what.methods[0].validation[0]["accuracy"]
+
+
+def age(what: tracking.Comparison) -> tracking.Comparison:
+    """Make the first method's run one of an earlier record, with the scores that its predictions give, and return what
+    the store is to show today: the other method."""
+    client().log_metric(the_method().info.run_id, "test_accuracy", accuracy(what), int(time.time() * 1000), step=0)
+    today = dataclasses.replace(what, methods=what.methods[1:])
+    tracking.sync(tracking.locate(), today)
+    assert the_method().data.tags["current"] == "false"
+    return today
+
+
+def committed(what: tracking.Comparison) -> dict[str, list[dict[str, float]]]:
+    return {"lite0-logistic_regression": [{"accuracy": 0.5}, {"accuracy": accuracy(what)}]}
+
+
+def test_a_synced_store_has_no_strangers_and_looking_for_them_writes_nothing(shown: tracking.Comparison) -> None:
+    before = digest()
+    assert others(shown, {}) == []
+    assert digest() == before
+
+
+def test_runs_of_earlier_records_are_none_if_git_has_their_scores(shown: tracking.Comparison) -> None:
+    today = age(shown)
+    assert audit(today) == others(today, committed(shown)) == []
+    assert others(today, None) == [], "without git nobody knows"
+    assert others(today, {}) == others(today, {"lite0-head": [{"accuracy": accuracy(shown)}]}) == [
+        ("warning", "unknown")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, {"dvc_experiment": "lucky"}, {"environment_witnessed": "true"}])
+def test_a_run_logged_by_hand_under_the_pipelines_tags_is_found_whatever_they_are(shown, more) -> None:
+    tags = {**tags_of(the_method()), "record": "f" * 64, "input_key": "", "current": "false", **more}
+    run = client().create_run(experiment(), run_name="better", tags=tags)
+    client().log_metric(run.info.run_id, "test_accuracy", 0.999)
+    assert audit(shown) == [], "of today's records nothing is wrong"
+    before = digest()
+    (finding,) = strangers(tracking.locate(), shown, measured=MEASURED, known={})
+    assert digest() == before
+    assert (finding.level, finding.subject) == ("problem", "by hand")
+    assert "better" in finding.message and "does not carry the record that its tag names" in finding.message
+    client().delete_run(finding.remedy.rpartition(" ")[2])
+    assert others(shown, {}) == []
+
+
+def test_a_run_logged_by_hand_with_the_files_of_another_is_found(shown: tracking.Comparison, tmp_path: Path) -> None:
+    tags = {**tags_of(the_method()), "record": "f" * 64, "current": "false", "input_key": ""}
+    run = client().create_run(experiment(), run_name="better", tags=tags)
+    for name in ("record.json", "predictions.npz"):
+        client().log_artifact(run.info.run_id, str(shown.methods[0].directory / name))
+    assert others(shown, {}) == [("problem", "by hand")]
+
+
+def test_a_live_run_that_no_sync_came_to_is_none_unless_it_claims_a_score(shown: tracking.Comparison) -> None:
+    """The stage ended in a record, and was run again before the store was filled."""
+    tags = {"level": "method", "state": "finished", "record": "f" * 64, "current": "false"}
+    run = client().create_run(experiment(), run_name="overtaken", tags=tags)
+    client().log_metric(run.info.run_id, "accuracy", 0.8, step=1)
+    assert others(shown, {}) == []
+    client().log_metric(run.info.run_id, "accuracy", 0.999)
+    assert others(shown, {}) == [("problem", "by hand")]
+
+
+def test_a_score_that_an_earlier_runs_predictions_do_not_give_is_found(shown: tracking.Comparison) -> None:
+    today = age(shown)
+    client().log_metric(the_method().info.run_id, "test_accuracy", 0.99, int(time.time() * 1000) + 1000, step=0)
+    assert others(today, committed(shown)) == [("problem", "metric")]
+
+
+def test_a_score_of_an_earlier_candidate_and_a_candidate_that_never_was_are_found(shown: tracking.Comparison) -> None:
+    child = candidate("C=2")
+    today = age(shown)
+    client().log_metric(child.info.run_id, "validation_accuracy", 0.99, int(time.time() * 1000) + 1000, step=0)
+    assert others(today, committed(shown)) == [("problem", "metric")]
+    nest_by_hand()
+    client().delete_run(child.info.run_id)
+    assert others(today, committed(shown)) == [("problem", "metric")]
+
+
+def test_scores_on_another_test_part_are_not_measured_on_this_one(shown: tracking.Comparison) -> None:
+    today = age(shown)
+    for part in artifacts.PARTS:
+        client().set_tag(the_method().info.run_id, f"dataset.{part}.sha256", "of another split")
+    client().log_metric(the_method().info.run_id, "test_accuracy", 0.99, int(time.time() * 1000) + 1000, step=0)
+    assert others(today, {"lite0-logistic_regression": [{"accuracy": 0.99}]}) == []
+
+
+@pytest.mark.parametrize("state", ["live", "failed", "killed"])
+def test_a_run_without_a_record_has_no_score(shown: tracking.Comparison, state: str) -> None:
+    tags = {"level": "method", "state": state, "record": "f" * 64}
+    run = client().create_run(experiment(), run_name="on its way", tags=tags)
+    client().log_metric(run.info.run_id, "live_validation_accuracy", 0.8, step=1)
+    client().log_metric(run.info.run_id, "val_loss", 0.8, step=1)
+    assert others(shown, {}) == []
+    client().log_metric(run.info.run_id, "test_accuracy", 0.999)
+    assert others(shown, {}) == [("problem", "by hand")]
+
+
+@pytest.mark.parametrize("witnessed", ["true", "false"])
+@pytest.mark.parametrize("name", ["accuracy", "calibrated_test_accuracy", "live_test_accuracy", "best roc_auc"])
+def test_a_score_that_no_record_has_is_found_on_every_run(
+    shown: tracking.Comparison, name: str, witnessed: str
+) -> None:
+    client().set_tag(the_method().info.run_id, "environment_witnessed", witnessed)
+    client().log_metric(the_method().info.run_id, name, 0.999)
+    (finding,) = strangers(tracking.locate(), shown, measured=MEASURED, known={})
+    assert (finding.level, finding.subject) == ("problem", "metric")
+    assert f"no record has {name} 0.999" in finding.message
+
+
+def test_steps_of_a_live_run_are_no_findings_and_another_metric_is_a_warning(shown: tracking.Comparison) -> None:
+    run = the_method("head · lite0").info.run_id
+    client().set_tag(run, "environment_witnessed", "true")
+    client().log_metric(run, "live_validation_accuracy", 0.8, step=1)
+    assert others(shown) == []
+    client().log_metric(run, "beauty", 1.0)
+    assert others(shown) == [("warning", "metric")]
+
+
+def test_what_git_has_are_the_test_scores_of_every_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert sync_command.committed() is None
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for value in (0.8, 0.9, 0.9):
+        scores = {"test_accuracy": value, "validation_accuracy": 0.7}
+        artifacts.write_json(Path("results/metrics.json"), {"champion": scores, "lite0-head": scores})
+        subprocess.run([*git, "add", "--all"], check=True)
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "x"], check=True)
+    assert sync_command.committed() == {"lite0-head": [{"accuracy": 0.8}, {"accuracy": 0.9}]}
 
 
 # --- the leaderboard and the lock ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pydantic
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import growth, measure, results, rows, whole_pipeline
+from benchmarks import checks, growth, measure, results, rows, whole_pipeline
 from benchmarks.measure import Job, Journal, Run
 from benchmarks.rows import Row
 from pipeline import artifacts, provenance
@@ -87,6 +87,12 @@ def test_a_line_through_two_sizes_tells_start_up_from_the_rest():
 def test_the_exponent_of_a_power_law_is_found(power):
     sizes = [900, 3900, 15900]
     assert measure.exponent(sizes, [0.01 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_the_checks_together_have_a_target_in_every_turn():
+    found = checks.claims({"fairness": runs(100, 120), "doctor": runs(5, 1)})
+    assert (found[0].value, found[0].low, found[0].high, found[0].target) == (113, 105, 121, 180)
+    assert [(row.value, row.target) for row in found[1:]] == [(110, None), (3, None)]
 
 
 def test_growth_claims_name_the_exponent_beyond_start_up_and_the_memory_target():
@@ -266,7 +272,7 @@ def test_one_benchmark_leaves_the_rows_of_the_others_as_they_were_measured(runne
 def test_an_unknown_benchmark_is_refused_with_the_choices(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["speed"])
-    assert "unknown benchmark 'speed'. Choose from: nothing_to_do, features" in capsys.readouterr().err
+    assert "unknown benchmark 'speed'. Choose from: nothing_to_do, checks, features" in capsys.readouterr().err
 
 
 # --- what is committed ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reviewed import commit, edit, git
 
 from pipeline.commands import explain_delta
-from pipeline.review import clones, delta, delta_report, locks, variants
+from pipeline.review import clones, delta, delta_report, environments, evidence, locks, variants
 from pipeline.review.delta_report import Delta
 from pipeline.review.variants import Outcome
 
@@ -111,15 +111,53 @@ def test_the_summary_says_what_moved_what_cannot_be_combined_and_what_is_not_com
     text = delta_report.summary(found)
     assert "champion test accuracy: 0.8000 -> 0.9000 (+0.1000) = params +0.0500; code +0.0500" in text
     assert "cannot be combined: params of v2, the rest of v1: error: params.yaml: unknown key 'new'" in text
-    assert "measured on other test images than v1: everything of v2" in text
+    assert "measured on other test images or labels than v1: everything of v2" in text
     content = json.loads(json.dumps(delta_report.as_json(found)))
     assert content["metrics"]["net-svm accuracy"]["alone"] == {"code": pytest.approx(0.05)}
+
+
+def test_numbers_that_neither_revision_has_committed_are_told_from_those_they_have():
+    outcomes = {frozenset(): outcome(0.8), PARAMS: outcome(0.9)}
+    same = {("champion", "accuracy"): 0.8 + 4e-7, ("net-svm", "accuracy"): 0.8}
+    other = {("champion", "accuracy"): 0.95, ("net-old", "accuracy"): 0.95}
+    as_claimed = Delta(("v1", "v2"), ("a", "b"), ("params",), outcomes, claimed=(same, outcomes[PARAMS].values))
+    assert "committed" not in delta_report.summary(as_claimed)
+    text = delta_report.summary(as_claimed._replace(claimed=(same, other)))
+    assert "not the numbers that were committed: v2 has committed champion test accuracy 0.95, its replay" in text
+    assert "v2 has committed net-old test accuracy 0.95, its replay gives" in text
+    assert "v2 has committed net-svm test accuracy" in text and "v1 has committed" not in text
+    none = as_claimed._replace(claimed=(None, None))
+    assert "v1 has no leaderboard.json in git: its replay is compared with nothing" in delta_report.summary(none)
+    content = json.loads(json.dumps(delta_report.as_json(as_claimed)))
+    assert content["committed"]["second"] == {"champion accuracy": 0.9, "net-svm accuracy": 0.9}
+
+
+def test_other_locked_packages_are_in_no_share_and_that_is_said():
+    outcomes = {frozenset(): outcome(0.8), PARAMS: outcome(0.9)}
+    moved = environments.between("a==1\nb==1 ; x == 'y'\nold==3\n", "a==1\nb==2 ; x == 'y'\nNew_One==1\n")
+    assert moved == ["b 1 -> 2", "new-one not there -> 1", "old 3 -> not there"]
+    text = delta_report.summary(Delta(("v1", "v2"), ("a", "b"), ("params",), outcomes, packages=tuple(moved)))
+    assert "the locked packages of v1 and v2 differ (b 1 -> 2; new-one not there -> 1; old 3 -> not there)" in text
+    assert "what packages moved is in no share" in text
+
+
+def test_relabelled_test_images_are_another_test_part(tmp_path):
+    rows = [["path", "label", "split", "group", "stratum", "sha256"], ["test/a/1.png", "a", "test", "", "", "1"],
+            ["test/b/2.png", "b", "test", "", "", "2"], ["train/b/3.png", "b", "train", "", "", "3"]]  # fmt: skip
+
+    def digest(lines: list[list[str]]) -> str:
+        (tmp_path / "manifest.csv").write_text("".join(f"{','.join(line)}\n" for line in lines), encoding="utf-8")
+        return evidence.test_part(tmp_path / "manifest.csv")
+
+    before = digest(rows)
+    assert digest([*rows[:3], ["train/a/3.png", "a", "train", "", "", "3"]]) == before
+    assert digest([*rows[:2], ["test/a/2.png", "a", "test", "", "", "2"], rows[3]]) != before
 
 
 def test_a_revision_that_does_not_run_is_said_and_nothing_is_divided():
     outcomes = {frozenset(): outcome(0.8), PARAMS: Outcome(None, "error: no")}
     text = delta_report.summary(Delta(("v1", "v2"), ("a", "b"), ("params",), outcomes))
-    assert text == "does not run: everything of v2: error: no"
+    assert text.splitlines()[0] == "does not run: everything of v2: error: no"
 
 
 def test_a_method_that_one_revision_lacks_is_said_and_not_divided():
@@ -198,6 +236,10 @@ def test_every_combination_is_run_by_dvc_and_the_change_is_divided(project, monk
     assert sum(champion["shares"][0].values()) == pytest.approx(champion["after"] - champion["before"])
     committed = reviewed.leaderboard(project)[0]["test"]["accuracy"]["value"]
     assert champion["before"] == committed, "the results in git are still those of the first revision"
+    assert found["committed"]["first"]["champion accuracy"] == committed
+    cautions = " ".join(found["cautions"])
+    assert "second has committed champion test accuracy" in cautions
+    assert "first has committed" not in cautions
     assert "champion test accuracy: " in capsys.readouterr().out
     assert git(project, "status", "--porcelain", "--untracked-files=no") == ""
 
@@ -224,7 +266,28 @@ def test_revisions_without_a_difference_are_done_at_once(project, monkeypatch, c
     parser = argparse.ArgumentParser()
     explain_delta.add_arguments(parser)
     assert explain_delta.main(parser.parse_args(["second", "second"])) == 0
-    assert "data, params and code are the same" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "data, params and code are the same" in said
+    assert "packages" not in said and "committed" not in said
     with pytest.raises(locks.ReviewError, match="'nowhere' is no commit"):
         explain_delta.main(parser.parse_args(["second", "nowhere"]))
     assert clones.commit_of(project, "second") != clones.commit_of(project, "first")
+
+
+def test_revisions_whose_packages_and_metrics_alone_differ_are_said_to(project, monkeypatch, capsys):
+    git(project, "checkout", "--quiet", "-b", "newer", "second")
+    try:
+        edit(project / "requirements.lock", "unheard-of==1.0", "unheard-of==2.0")
+        entries = reviewed.leaderboard(project)
+        entries[0]["test"]["accuracy"]["value"] = 0.123
+        (project / "results/leaderboard.json").write_text(json.dumps(entries), encoding="utf-8")
+        commit(project)
+    finally:
+        git(project, "checkout", "--quiet", "-")
+    monkeypatch.chdir(project)
+    parser = argparse.ArgumentParser()
+    explain_delta.add_arguments(parser)
+    assert explain_delta.main(parser.parse_args(["second", "newer"])) == 0
+    said = capsys.readouterr().out
+    assert "the locked packages of second and newer differ (unheard-of 1.0 -> 2.0)" in said
+    assert "Their committed metrics differ all the same" in said

@@ -19,7 +19,7 @@ import test_compare
 import yaml
 from PIL import Image
 from test_pipeline import lock_of, prepare
-from worlds import World, elsewhere, other_python
+from worlds import World, elsewhere, other_locale, other_python, settled
 
 from pipeline import metrics, provenance
 from pipeline.commands import lock
@@ -58,6 +58,13 @@ def test_another_patch_release_of_python_ends_in_the_same_lock(root, finished, t
     prepare(root, tmp_path / "clone")
     world.run("dvc", "repro", cwd=tmp_path / "clone")
     assert different(lock_of(finished), lock_of(tmp_path / "clone")) == []
+
+
+def test_the_other_user_has_another_locale():
+    name = other_locale()
+    if name is None:
+        pytest.skip("needs a locale that is not the present one: `locale -a` lists none")
+    assert settled(name) != settled()
 
 
 # --- single stages -------------------------------------------------------------------------------------------------

@@ -173,6 +173,26 @@ def test_what_test_can_tell_apart_is_of_the_counts_on_the_leaderboard(written, p
     assert detectable["images"] == 60
 
 
+def test_groups_are_drawn_as_a_whole_and_where_not_that_is_said(written):
+    assert found(written, "optimism")["grouped"] and found(written, "variance")["grouped"]
+    pages = {name: written[0][f"{name}.md"].decode() for name in ("optimism", "variance")}
+    assert "Whole groups are drawn" in pages["optimism"]
+    assert "count single images" in pages["variance"]
+    for family in found(written, "variance")["sources"]["families"].values():
+        selected = family["selected"]
+        # Six images of one group stand and fall together here.
+        alone = (selected["accuracy"] * (1 - selected["accuracy"]) / 60) ** 0.5
+        assert selected["sampling_sd"] > 1.5 * alone
+
+
+def test_standard_deviations_have_intervals(written):
+    sources = found(written, "variance")["sources"]
+    split = sources["families"]["linear_svm"]["selected"]["components"]["split"]
+    assert split["low"] < split["sd"] < split["high"]
+    page = written[0]["variance.md"].decode()
+    assert "sd, split [95% interval]" in page and "of which 3 and 1 degrees of freedom remain" in page
+
+
 def test_looks_without_a_commit_know_the_claim_alone(written):
     (look,) = found(written, "looks")["looks"]
     assert look["claim"] and look["commit"] is None

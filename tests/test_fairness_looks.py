@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import tracking
 from pipeline.commands import demo
 from pipeline.errors import BakeoffError
 from pipeline.fairness import history, looks, looks_study, record_pages
@@ -176,6 +177,7 @@ def test_every_branch_and_experiment_counts_and_the_newest_comes_first(repositor
         ("second results", True, True), ("an experiment", False, False), ("first | results", True, False)
     ]  # fmt: skip
     assert found["earlier"] == {"inside": 1, "elsewhere": 1, "other_test_parts": 0}
+    assert found["later"] == dict.fromkeys(found["earlier"], 0)
     # Two runs, then one other score of each.
     assert found["scores"] == 4
     newest, experiment, first = found["looks"]
@@ -184,9 +186,71 @@ def test_every_branch_and_experiment_counts_and_the_newest_comes_first(repositor
     assert (newest["new"], experiment["new"]) == (["lite-head"], ["lite-svm"])
     assert first["changed"] == {}
     page = record_pages.looks_page(found)
-    assert "scored 2 times before this claim, once of that on other branches or in experiments" in page.finding
+    assert "scored 2 times (once of that on other branches or in experiments) before this claim; 4" in page.finding
     assert "first \\| results" in page.markdown()
     assert "`seed: 0 → 7`" in page.markdown() and "`repeats (new: 2)`" in page.markdown()
+
+
+def test_looks_after_the_claim_are_not_before_it(repository):
+    """What is checked out was published first; another branch and an experiment came later."""
+    git("checkout", "--quiet", "--detach", "HEAD~1")
+    found = section()
+    assert found["earlier"] == {"inside": 0, "elsewhere": 0, "other_test_parts": 0}
+    assert found["later"] == {"inside": 0, "elsewhere": 2, "other_test_parts": 0}
+    assert [(look["claim"], look["later"], look["inside"]) for look in found["looks"]] == [
+        (False, True, False), (False, True, False), (True, False, True)
+    ]  # fmt: skip
+    page = record_pages.looks_page(found)
+    assert "scored never before this claim, and 2 times (2 times of that on other branches" in page.finding
+    assert "later, elsewhere" in page.markdown()
+
+
+def test_a_claim_that_returns_to_old_scores_tells_the_looks_since_then(repository):
+    write(metrics(**SCORES))
+    commit("back to the first results")
+    found = section()
+    assert found["earlier"]["inside"] == 0
+    assert found["later"] == {"inside": 1, "elsewhere": 1, "other_test_parts": 0}
+
+
+def test_scores_of_a_branch_that_was_merged_as_one_commit_are_inside(repository):
+    scores = metrics(**{**SCORES, "lite-svm": 0.8})
+    git("checkout", "--quiet", "-b", "side")
+    write(scores)
+    commit("results of a branch")
+    git("checkout", "--quiet", "main")
+    write(scores)
+    commit("the branch, squashed")
+    write(metrics(**{**SCORES, "lite-svm": 0.81}))
+    commit("and more")
+    found = section()
+    assert [(look["subject"], look["inside"]) for look in found["looks"][:2]] == [
+        ("and more", True), ("results of a branch", True)
+    ]  # fmt: skip
+    assert found["earlier"] == {"inside": 3, "elsewhere": 1, "other_test_parts": 0}
+
+
+def test_scores_that_mlflow_has_and_no_commit_are_listed(repository, monkeypatch):
+    """Of the methods' runs in a store: one whose score was committed, one deleted, one on another test part."""
+    from pipeline import artifacts, provenance
+
+    Path("data/split").mkdir(parents=True)
+    row = {"path": "test/a/1.png", "label": "a", "split": "test", "group": "", "stratum": "", "sha256": "1"}
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, [row])
+    here = provenance.digest([("test/a/1.png", "1")])
+    known = [("lite-svm", SCORES["lite-svm"], here, False), ("lite-svm", 0.99, here, True),
+             ("lite-svm", 0.98, here, False), ("lite-svm", 0.97, "another", False)]  # fmt: skip
+    shown = [tracking.Score(run, value, f"{value}", part, deleted) for run, value, part, deleted in known]
+    monkeypatch.setattr(looks_study.tracking, "scores", lambda *_, **__: shown)
+    found = section(mlflow=True)
+    assert found["mlflow"] == {
+        "unavailable": None, "models": 3,
+        "never_committed": [{"run": "lite-svm", "score": 0.98, "deleted": False},
+                            {"run": "lite-svm", "score": 0.99, "deleted": True}],
+    }  # fmt: skip
+    page = record_pages.looks_page(found)
+    assert "MLflow has 2 scores on this test part that were never committed" in page.finding
+    assert "| lite-svm | 0.990 | deleted |" in page.markdown()
 
 
 def test_results_that_are_not_committed_are_the_claim(repository):

@@ -89,3 +89,39 @@ def test_draws_that_leave_the_metric_undefined_are_left_out():
     other = candidate(labels, np.array([True, True, True, True, False, False]))
     found = corrected([one, other], metric="roc_auc", samples=200)
     assert found.value == pytest.approx(1.0)
+
+
+def test_images_of_one_group_are_drawn_together():
+    """Groups that are right and wrong as a whole: 20 pieces of evidence, not 400."""
+    generator = np.random.default_rng(6)
+    labels, names = np.arange(400) % 2, [f"g{index // 20}" for index in range(400)]
+    evaluations = [
+        candidate(labels, np.repeat(generator.random(20) < 0.7, 20), generator.uniform(0.6, 0.9, 400)) for _ in range(2)
+    ]
+
+    def found(groups):
+        return optimism.corrected(
+            evaluations, metric="accuracy", samples=400, generator=np.random.default_rng(0), confidence=0.95,
+            groups=groups,
+        )  # fmt: skip
+
+    alone, together = found([""] * 400), found(names)
+    assert alone == corrected(evaluations)
+    assert together.high - together.low > 3 * (alone.high - alone.low)
+    # The plain loop over groups.
+    rows, values = np.random.default_rng(0).integers(0, 20, size=(400, 20)), []
+    hits = np.stack([each.correct for each in evaluations]).reshape(2, 20, 20).mean(axis=2)
+    losses = np.stack([[log_loss(labels[:20], each.probabilities[20 * g : 20 * g + 20, 1], labels=[0, 1])
+                        for g in range(20)] for each in evaluations])  # fmt: skip
+    for drawn in rows:
+        best = min((-hits[each, drawn].mean(), losses[each, drawn].mean(), each) for each in range(2))[2]
+        values.append(hits[best, np.setdiff1d(np.arange(20), drawn)].mean())
+    assert together.value == pytest.approx(np.mean(values))
+
+
+def test_memory_bound_does_not_change_the_correction(monkeypatch):
+    evaluations, names = several(50, [0.7] * 3, seed=4), [f"g{index // 5}" for index in range(50)]
+    options = {"metric": "accuracy", "samples": 300, "confidence": 0.95, "groups": names}
+    whole = optimism.corrected(evaluations, generator=np.random.default_rng(0), **options)
+    monkeypatch.setattr(optimism.statistics, "ELEMENTS_AT_ONCE", 50 * 7)
+    assert optimism.corrected(evaluations, generator=np.random.default_rng(0), **options) == pytest.approx(whole)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.fairness import variance
 
@@ -85,9 +86,9 @@ def test_trainings_that_are_the_same_have_no_seed_component():
 
 
 def test_shares_add_up_to_one_and_nothing_that_varies_has_none():
-    found = variance.summary(variance.components(crossed(((0,), 1.0), ((0, 1, 2), 1.0), shape=(4, 3, 2))))
+    found = variance.summary(crossed(((0,), 1.0), ((0, 1, 2), 1.0), shape=(4, 3, 2)), confidence=0.95)
     assert sum(each["share"] for each in found.values()) == pytest.approx(1.0)
-    constant = variance.summary(variance.components(np.full((4, 3, 2), 0.8)))
+    constant = variance.summary(np.full((4, 3, 2), 0.8), confidence=0.95)
     assert all(math.isnan(each["share"]) and each["sd"] == 0.0 for each in constant.values())
 
 
@@ -102,5 +103,55 @@ def test_agreement_of_validation_and_test_by_hand():
     assert math.isnan(variance.agreement(np.array([1.0, 1.0]), np.array([0.3, 0.2])))
 
 
+def test_the_interval_of_one_factor_is_that_of_a_variance():
+    values = crossed(((0,), 1.0), shape=(9,))
+    (found,) = variance.intervals(values, ("split",), confidence=0.95).values()
+    assert found == pytest.approx(tuple(8 * values.var(ddof=1) / stats.chi2.ppf([0.975, 0.025], 8)))
+
+
+def test_two_seeds_say_next_to_nothing_and_the_interval_shows_it():
+    values = crossed(((0,), 0.01), ((1,), 1.0), shape=(8, 2), seed=2)
+    found = variance.summary(values, ("split", "seed"), confidence=0.95)["seed"]
+    # One degree of freedom: 1 / sqrt(5.024) to 1 / sqrt(0.000982) times the estimate.
+    assert (found["low"] / found["sd"], found["high"] / found["sd"]) == pytest.approx((0.446, 31.9), rel=0.01)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    truth = {"split": 1.0, "hyper-parameters": 4.0, "split x hyper-parameters": 0.25}
+    held = dict.fromkeys(truth, 0)
+    for seed in range(300):
+        values = crossed(((0,), 1.0), ((1,), 2.0), ((0, 1), 0.5), shape=(8, 6), seed=seed)
+        found = variance.intervals(values, ("split", "hyper-parameters"), confidence=0.9)
+        for name, value in truth.items():
+            held[name] += found[name][0] <= value <= found[name][1]
+    assert all(0.85 < count / 300 < 0.95 for count in held.values()), held
+
+
+def test_what_is_estimated_as_nothing_has_no_interval():
+    values = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    found = variance.intervals(values, ("row", "column"), confidence=0.95)
+    assert all(math.isnan(bound) for bound in (*found["row"], *found["column"]))
+    assert found["row x column"][0] < 4 < found["row x column"][1]
+
+
 def test_sampling_alone_at_87_percent_of_656_images_is_1_3_points():
-    assert 100 * variance.sampling_sd(0.87, 656) == pytest.approx(1.313, abs=0.001)
+    hits = np.arange(656) < 571
+    share = 571 / 656
+    found = variance.sampling_variance(hits, [""] * 656)
+    assert found == pytest.approx(share * (1 - share) / 656)
+    assert 100 * math.sqrt(found) == pytest.approx(1.311, abs=0.001)
+
+
+def test_images_of_one_group_are_one_draw():
+    generator = np.random.default_rng(0)
+    alike = np.repeat(generator.random(40) < 0.8, 10)
+    groups = [f"g{index // 10}" for index in range(400)]
+    share = alike.mean()
+    assert variance.sampling_variance(alike, groups) == pytest.approx(share * (1 - share) / 40)
+    # Groups of different sizes, against drawing them.
+    hits, sizes = generator.random(300) < 0.7, generator.multinomial(300, np.full(30, 1 / 30))
+    names = np.repeat([f"g{index}" for index in range(30)], sizes)
+    rows = {name: np.flatnonzero(names == name) for name in np.unique(names)}
+    drawn = [hits[np.concatenate([rows[name] for name in generator.choice(list(rows), len(rows))])].mean()
+             for _ in range(3000)]  # fmt: skip
+    assert math.sqrt(variance.sampling_variance(hits, list(names))) == pytest.approx(np.std(drawn), rel=0.1)

@@ -338,6 +338,28 @@ def test_the_command_writes_a_review_to_sign_and_does_not_overwrite_a_signed_one
     assert (here / "results/review" / f"{name}-partial" / "review.md").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's database warns of its own old habits
+def test_the_command_attaches_its_review_to_the_runs_of_the_records(here, capsys, monkeypatch, tmp_path):
+    from pipeline import identity
+    from pipeline.tracking import store
+
+    place = tracking.Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
+    connection = store.connect(place, tracking.experiment_name("folder"))
+    record = identity.record_digest(here / reviewed.RUN)
+    tags = {"level": "method", "stage": "sweep", "network": "net", "method": "svm"}
+    runs = [connection.client.create_run(connection.experiment, tags=tags | {"record": digest})
+            for digest in (record, "f" * 64)]  # fmt: skip
+    assert command(here) == 0
+    assert "MLflow: attached to 1 runs" in capsys.readouterr().out
+    commit_id = clones.commit_of(here, "HEAD")
+    shown, other = (connection.client.get_run(run.info.run_id).data.tags for run in runs)
+    assert (shown["review.verdict"], shown["review.commit"]) == ("identical", commit_id)
+    assert "review.verdict" not in other
+    files = connection.client.list_artifacts(runs[0].info.run_id, f"review/{commit_id[:12]}")
+    assert {Path(file.path).name for file in files} >= {"review.md", "review.json", "review.html"}
+
+
 def test_an_interrupted_review_leaves_no_process_and_no_place(here, tmp_path):
     edit(here / "pipeline/split.py", "import csv, os", "import csv, os, subprocess\nsubprocess.run(['sleep', '987'])")
     commit(here)

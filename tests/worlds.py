@@ -44,8 +44,9 @@ os.listdir = lambda *place: sorted(listdir(*place), reverse=True)
 os.scandir = Backwards
 """
 
-# Languages whose upper and lower case, decimal points or encodings have surprised programs before.
-LOCALES = ("tr_TR.utf8", "de_DE.iso88591", "de_DE.utf8", "ja_JP.eucjp", "fr_FR.utf8", "C")
+# Languages whose upper and lower case, decimal points or encodings have surprised programs before; last those that
+# every machine has, of which at least the encodings differ.
+LOCALES = ("tr_TR.utf8", "de_DE.iso88591", "de_DE.utf8", "ja_JP.eucjp", "fr_FR.utf8", "C", "POSIX", "C.utf8")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
                     "TF_NUM_INTEROP_THREADS")  # fmt: skip
 
@@ -75,7 +76,7 @@ class World:
 
 def elsewhere(place: Path) -> World:
     """Return the world of another user, whose home is made in ``place``: everything in it is different."""
-    home, customized = place / "Zuhause ü", place / "customized"
+    home, customized, language = place / "Zuhause ü", place / "customized", other_locale() or "C"
     for folder in (home / "tmp", customized):
         folder.mkdir(parents=True)
     (customized / "sitecustomize.py").write_text(BACKWARDS, encoding="utf-8")
@@ -83,7 +84,7 @@ def elsewhere(place: Path) -> World:
     (home / ".keras").mkdir()
     (home / ".keras" / "keras.json").write_text(settings, encoding="utf-8")
     variables = {
-        "PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": other_locale(), "LANG": other_locale(),
+        "PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": language, "LANG": language,
         "HOME": str(home), "USER": "somebody", "LOGNAME": "somebody", "TMPDIR": str(home / "tmp"), "COLUMNS": "40",
         "PYTHONPATH": str(customized), "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1",
     }  # fmt: skip
@@ -92,13 +93,27 @@ def elsewhere(place: Path) -> World:
 
 
 @functools.cache
-def other_locale() -> str:
-    """Return the strangest locale that this machine has."""
+def other_locale() -> str | None:
+    """Return the strangest locale of this machine that is another than the present one; None without any."""
     try:
         known = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
-        known = []
-    return next((name for name in LOCALES if name in known), "C")
+        known = ["C"]
+    return next((name for name in LOCALES if name in known and settled(name) != settled()), None)
+
+
+@functools.cache
+def settled(name: str | None = None) -> str:
+    """Return what a Python makes of a locale, or of the present one: how it sorts and writes numbers, its encoding."""
+    code = (
+        "import codecs, locale; locale.setlocale(locale.LC_ALL, ''); "
+        "print(locale.setlocale(locale.LC_COLLATE), locale.localeconv()['decimal_point'], "
+        "codecs.lookup(locale.getencoding()).name)"
+    )
+    environment = demo.environment() | ({"LC_ALL": name, "LANG": name} if name else {})
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def other_python(place: Path) -> World | None:

@@ -8,12 +8,13 @@ audited here. New entries stay in that cache until `dvc gc` removes them.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from pathlib import Path
 
 from pipeline import feature_store, metrics
 from pipeline.progress import announce, say
-from pipeline.review import clones, delta, delta_report, locks, materials, replay, report, variants
+from pipeline.review import clones, delta, delta_report, environments, locks, materials, replay, report, variants
 from pipeline.review.delta_report import Delta
 from pipeline.review.variants import Outcome, Revision
 
@@ -32,21 +33,29 @@ def main(arguments: argparse.Namespace) -> int:
     first, second = (variants.read(project, name) for name in (arguments.first, arguments.second))
     changed = variants.changed(first, second)
     names = (arguments.first, arguments.second)
+    packages = tuple(environments.between(first.packages, second.packages))
+    claimed = tuple(variants.claimed(each, arguments.metrics) for each in (first, second))
     if not changed:
         say(f"Nothing that a stage reads differs between {names[0]} and {names[1]}: data, params and code are the same")
+        if packages:
+            say(delta_report.packages(names, packages))
+        if claimed[0] != claimed[1]:
+            say("Their committed metrics differ all the same: `python -m pipeline review` says which of them reproduce")
         return 0
+    explained = functools.partial(
+        Delta, names, (first.commit, second.commit), tuple(changed), packages=packages, claimed=claimed
+    )
     wanted = delta.combinations(changed)
     announce(f"{', '.join(changed)} differ: {len(wanted)} combinations to run, each as far as it is new")
     outcomes: dict[delta.Combination, Outcome] = {}
     started = time.monotonic()
     for number, some in enumerate(wanted, start=1):
-        so_far = Delta(names, (first.commit, second.commit), tuple(changed), outcomes)
         left = f", about {replay.spoken(_left(started, number - 1, len(wanted)))} left" if number > 1 else ""
-        announce(f"[{number}/{len(wanted)}] {delta_report.named(some, so_far)}{left}")
+        announce(f"[{number}/{len(wanted)}] {delta_report.named(some, explained(outcomes))}{left}")
         outcomes[some] = _outcome(project, first, second, some, arguments.metrics)
         if outcomes[some].values is None:
             announce(f"    no result: {outcomes[some].reason}")
-    found = Delta(names, (first.commit, second.commit), tuple(changed), outcomes)
+    found = explained(outcomes)
     place = Path(report.FOLDER) / f"delta-{first.commit[:12]}-{second.commit[:12]}"
     files = delta_report.write(place, found)
     say(delta_report.summary(found))

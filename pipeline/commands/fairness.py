@@ -135,13 +135,17 @@ class Report:
         return {
             "sources": study if isinstance(study, str) else variance_study.section(study),
             "detectable": self._detectable,
+            "grouped": any(resplits.groups(artifacts.read_part("test"))),
             "ranks": artifacts.read_json(DETAILS)["ranks"],
             "titles": study_pages.titles(artifacts.read_json(artifacts.LEADERBOARD)),
         }
 
     def _optimism(self) -> dict[str, Any]:
         compare = self._given.block("compare", statistics.CompareParams)
-        return optimism_study.section(self._runs, metric=self._metric, compare=compare, seed=self._values["seed"])
+        groups = resplits.groups(artifacts.read_part("validation"))
+        return optimism_study.section(
+            self._runs, metric=self._metric, compare=compare, seed=self._values["seed"], groups=groups
+        )
 
     def _looks(self) -> dict[str, Any]:
         dataset = tracking.dataset_name(self._values["dataset"])

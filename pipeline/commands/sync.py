@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import artifacts, comparison, findings, params, tracking
+import numpy as np
+
+from pipeline import artifacts, comparison, findings, metrics, params, tracking
 from pipeline.errors import BakeoffError
+from pipeline.fairness import history, looks
 from pipeline.findings import Finding
 from pipeline.progress import announce, say
 from pipeline.stages import compare, track
+from pipeline.tracking.strangers import Known, Measured, strangers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,13 @@ def check(declared: params.Params) -> int:
     ranked, protocol = compare.evaluate(declared)
     board = comparison.entries(ranked, comparison.resample(ranked, protocol), protocol)
     store = tracking.locate()
-    found = [*of_lock(), *of_leaderboard(board), *tracking.audit(store, track.collect(declared, board))]
+    shown = track.collect(declared, board)
+    found = [
+        *of_lock(),
+        *of_leaderboard(board),
+        *tracking.audit(store, shown),
+        *strangers(store, shown, measured=measured_by(protocol), known=committed()),
+    ]
     if found:
         say(findings.table(found))
     if any("mlflow runs" in finding.remedy for finding in found):
@@ -87,6 +97,34 @@ def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             message = f"{artifacts.LEADERBOARD}: {entry['run']}: {wrong[0]}{more}"
             yield Finding("problem", "leaderboard", message, "dvc repro --single-item --force compare")
+
+
+def measured_by(protocol: comparison.Protocol) -> Measured:
+    """Return what measures an earlier run's predictions, by metrics that follow from predictions and labels alone."""
+    labels = {"validation": protocol.validation.labels, "test": protocol.test_labels}
+
+    def measured(part: str, probabilities: np.ndarray) -> dict[str, float]:
+        if len(probabilities) != len(labels[part]):
+            return {}
+        # Which class is the positive one makes no difference to these.
+        values = metrics.Evaluation(probabilities, labels[part], positive=0).measure(names=("accuracy", "log_loss"))
+        return {name: float(value[0]) for name, value in values.items()}
+
+    return measured
+
+
+def committed() -> Known | None:
+    """Return the test scores of every run in every commit and experiment that git has; None without git."""
+    try:
+        published = [looks.scores_of(point.state.metrics) for point in history.points()]
+    except BakeoffError:
+        return None
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for scores in published:
+        for run, of_run in scores.items():
+            if of_run and of_run not in found.setdefault(run, []):
+                found[run].append(of_run)
+    return found
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -82,7 +82,10 @@ def gap_over_splits(first: np.ndarray, second: np.ndarray, *, test_share: float,
 
     Splits of one set of images overlap, so the variance of their mean is not that of independent ones: the corrected
     resampled t test of Nadeau and Bengio (2003, "Inference for the Generalization Error") multiplies the
-    variance of one difference by 1/J + test/(rest) instead of 1/J. ``test_share``: of the images that are in test.
+    variance of one difference by 1/J + n2/n1 instead of 1/J. n2 images are in test; n1 are what the learning algorithm
+    was given, which here includes the validation images: selecting on them is a part of learning. So n2/(n1 + n2), the
+    ``test_share``, is the chance that a test image of one split is one of another, which is what their correction
+    rests on (section 3); fitting on fewer of the n1 images changes nothing of that.
     """
     from scipy.stats import t
 
@@ -140,9 +143,7 @@ def _together(
     for drawn in of_splits:
         for start in range(0, len(drawn), rows):
             chosen = drawn[start : start + rows]
-            yield chosen, np.concatenate(
-                list(statistics.resamples(clusters, samples=len(chosen), generator=generator))
-            )
+            yield chosen, np.concatenate(list(statistics.resamples(clusters, samples=len(chosen), generator=generator)))
 
 
 def _differences(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ the dvc.lock of the same commit.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,8 @@ class Point:
 class Look:
     """Test scores as they were first published. ``scores``: {run: {metric: value}}, empty if they were not kept.
 
+    ``inside``: whether the history of what is checked out has them, there or at a later point.
+
     ``test_part``: digest of the manifest that was compared on, None if unknown. ``vouched``: whether the lock of the
     same commit holds the digest of the very file. ``new``: runs with a score that is in no earlier look at this test
     part.
@@ -61,6 +64,7 @@ class Look:
     """
 
     point: Point
+    inside: bool
     scores: Mapping[str, Mapping[str, float]]
     test_part: str | None
     vouched: bool
@@ -75,7 +79,11 @@ def looks(points: Iterable[Point]) -> list[Look]:
     known: set[tuple[str | None, str, str, float]] = set()
     for point in points:
         published = _published(point.state)
-        if published is None or published in found:
+        if published is None:
+            continue
+        if published in found:
+            # A squashed merge publishes again what another branch had first.
+            found[published] = dataclasses.replace(found[published], inside=found[published].inside or point.inside)
             continue
         # The look in force at the parent: what led from there to here may have come in several commits.
         earlier = None if point.before is None else found.get(_published(point.before) or "")
@@ -92,6 +100,7 @@ def _look(point: Point, before: State | None, known: set[tuple[str | None, str, 
     new = {run for run, metric, value in _flat(scores) if (test_part, run, metric, value) not in known}
     return Look(
         point=point,
+        inside=point.inside,
         scores=scores,
         test_part=test_part,
         vouched=point.state.metrics is not None and locked == _md5(point.state.metrics),
@@ -143,8 +152,8 @@ def changes(before: State | None, after: State) -> dict[str, Any]:
     """Return what differs between two locks; empty without one of them.
 
     ``params``: {dotted key: {before, after}}, without the one that has no such key; a new block is one key.
-    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: inputs of the dataset stage.
-    ``split``, ``packages``: whether the manifest, and the locked packages, differ.
+    ``code``: files of stages that both have; ``stages``: those that only one has. ``data``: inputs of the dataset
+    stage. ``split``, ``packages``: whether the manifest, and the locked packages, differ.
     """
     if before is None or before.lock is None or after.lock is None:
         return {}

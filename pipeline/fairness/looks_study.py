@@ -14,27 +14,39 @@ SECONDS_FOR_MLFLOW = 30.0
 
 
 def section(*, metric: str, dataset: str, mlflow: bool) -> dict[str, Any]:
-    """Return the looks, newest first; the first is the claim itself.
+    """Return the looks, newest first, and how many came before the claim, which is what the working tree shows.
 
-    ``mlflow``: whether to ask the store, too; one that cannot be reached fails nothing. Raises BakeoffError without git.
+    A claim that returns to scores of long ago was made when they were first published; looks since then are ``later``.
+
+    ``mlflow``: whether to ask the store, too; one that cannot be reached fails nothing. Raises BakeoffError without
+    git.
     """
     points = history.points()
     found = looks.looks(points)
     current = looks.test_part_of(points[-1].state.lock)
     claim = _claim(found, points[-1])
-    rows = [_row(look, metric, current, is_claim=look is claim) for look in reversed(found)]
-    same = [look for look in found if look.test_part == current and look is not claim]
+    at = len(found) if claim is None else found.index(claim)
+    rows = [
+        _row(look, metric, current, is_claim=look is claim, later=number > at)
+        for number, look in reversed(list(enumerate(found)))
+    ]
     return {
         "metric": metric,
         "shallow": history.is_shallow(),
         "looks": rows,
-        "earlier": {
-            "inside": sum(look.point.inside for look in same),
-            "elsewhere": sum(not look.point.inside for look in same),
-            "other_test_parts": sum(look.test_part != current for look in found),
-        },
+        "earlier": _counted(found[:at], current),
+        "later": _counted(found[at + 1 :], current),
         "scores": len({score for look in found if look.test_part == current for score in _scores(look)}),
         "mlflow": _mlflow(found, current, metric=metric, dataset=dataset) if mlflow else None,
+    }
+
+
+def _counted(found: Sequence[Look], current: str | None) -> dict[str, int]:
+    same = [look for look in found if look.test_part == current]
+    return {
+        "inside": sum(look.inside for look in same),
+        "elsewhere": sum(not look.inside for look in same),
+        "other_test_parts": len(found) - len(same),
     }
 
 
@@ -47,15 +59,16 @@ def _claim(found: Sequence[Look], now: looks.Point) -> Look | None:
     return next((look for look in found if (look.scores, look.test_part) == same), None)
 
 
-def _row(look: Look, metric: str, current: str | None, *, is_claim: bool) -> dict[str, Any]:
+def _row(look: Look, metric: str, current: str | None, *, is_claim: bool, later: bool) -> dict[str, Any]:
     point = look.point
     best = look.scores.get(look.champion or "", {})
     return {
         "commit": point.commit and point.commit[:12],
         "date": point.date,
         "subject": point.subject,
-        "inside": point.inside,
+        "inside": look.inside,
         "claim": is_claim,
+        "later": later,
         "test_part": "unknown" if look.test_part is None else "same" if look.test_part == current else "other",
         "champion": look.champion,
         "champion_score": best.get(metric),

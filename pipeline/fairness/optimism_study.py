@@ -12,11 +12,14 @@ from pipeline.progress import progress
 from pipeline.statistics import CompareParams
 
 
-def section(runs: Sequence[Run], *, metric: str, compare: CompareParams, seed: int) -> dict[str, Any]:
+def section(
+    runs: Sequence[Run], *, metric: str, compare: CompareParams, seed: int, groups: Sequence[str]
+) -> dict[str, Any]:
     """Return a row for every run, in the order of the leaderboard, and one for the choice among all of them.
 
     The champion is the best of all candidates of all methods: its correction chooses among those. By the first training
-    of each method, also where the mean over repeats ranks them.
+    of each method, also where the mean over repeats ranks them. ``groups``: of the validation images, see
+    `optimism.corrected`.
     """
 
     def corrected(evaluations: Sequence[metrics.Evaluation]) -> optimism.Corrected:
@@ -26,6 +29,7 @@ def section(runs: Sequence[Run], *, metric: str, compare: CompareParams, seed: i
             samples=compare.bootstrap_samples,
             generator=seeds.generator(seed, "fairness", "optimism"),  # the same resamples for all
             confidence=compare.confidence,
+            groups=groups,
         )
 
     rows = [
@@ -39,6 +43,7 @@ def section(runs: Sequence[Run], *, metric: str, compare: CompareParams, seed: i
         "samples": compare.bootstrap_samples,
         "confidence": compare.confidence,
         "images": len(champion.candidates[0]),
+        "grouped": any(groups),
         "repeats": champion.entry["repeats"]["count"] if champion.entry["repeats"] else 1,
         "runs": rows,
         "champion": _row(champion, corrected(everything) if len(everything) > 1 else None, metric, len(everything)),

@@ -106,14 +106,15 @@ def optimism_plot(found: Mapping[str, Any], path: Path) -> None:
         axes = figure.subplots()
         for position, one in enumerate(rows):
             test, corrected = one["test"], one["corrected"]
-            label = (lambda text, first=not position: text if first else None)
+            # Of the first row alone, or the legend would name every row's.
+            names = [None] * 3 if position else ["test, with its interval", "validation, which chose", "bias-corrected"]
             low, high, value = (_number(test[key]) for key in ("low", "high", "value"))
             axes.plot([low, high], [position] * 2, color="#555555", linewidth=1.6)
-            axes.plot(value, position, "o", color="#555555", label=label("test, with its interval"))
+            axes.plot(value, position, "o", color="#555555", label=names[0])
             axes.plot(_number(one["validation"]), position - 0.22, "D", markersize=5, markerfacecolor="white",
-                      markeredgecolor=COLORS[1], label=label("validation, which chose"))  # fmt: skip
+                      markeredgecolor=COLORS[1], label=names[1])  # fmt: skip
             center = _number(one["validation"] if corrected is None else corrected["value"])
-            axes.plot(center, position + 0.22, "s", markersize=5, color=COLORS[0], label=label("bias-corrected"))
+            axes.plot(center, position + 0.22, "s", markersize=5, color=COLORS[0], label=names[2])
         _name_rows(axes, [one["title"] for one in rows])
         axes.set_xlabel(LABELS[found["metric"]])
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)

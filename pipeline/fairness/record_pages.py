@@ -26,7 +26,8 @@ ABOUT_LOOKS = (
     "A look is a set of test scores in a results/metrics.json that no earlier commit has; comparing again without "
     "another score is none. Commits are of every branch, tag and DVC experiment in this clone: looks in clones "
     "and on machines that were never pushed from are unknown. *Unrecorded*: the dvc.lock of that commit does not "
-    "have this metrics.json, so no recorded run of `compare` wrote it."
+    "have this metrics.json, so no recorded run of `compare` wrote it. *Later*: first published after the claim's "
+    "scores were, by the order of commits; a claim that returns to old scores was made with these in sight."
 )
 
 
@@ -45,6 +46,8 @@ def optimism_page(found: Mapping[str, Any]) -> Page:
         Figure("optimism.png", "validation, corrected and test score of every method"),
         ABOUT_OPTIMISM.format(samples=found["samples"], images=found["images"]),
     ]
+    if found["grouped"]:
+        blocks.append("Whole groups are drawn: images of one group are alike.")
     if found["repeats"] > 1:
         blocks.append(f"All scores are of the first of {found['repeats']} trainings; the mean over all ranks methods.")
     return Page("Selection optimism", _optimism_finding(found), blocks)
@@ -103,16 +106,14 @@ def looks_page(found: Mapping[str, Any]) -> Page:
 
 
 def _looks_finding(found: Mapping[str, Any]) -> str:
-    earlier = found["earlier"]
-    times = earlier["inside"] + earlier["elsewhere"]
-    said = f"The test part was scored {_times(times)} before this claim"
-    if earlier["elsewhere"]:
-        said += f", {_times(earlier['elsewhere'])} of that on other branches or in experiments"
+    said = f"The test part was scored {_looked(found['earlier'])} before this claim"
+    if any(found["later"][where] for where in ("inside", "elsewhere")):
+        said += f", and {_looked(found['later'])} after it was first published"
     said += f"; {found['scores']:,} different test scores were published."
     if not any(look["claim"] for look in found["looks"]):
         said = f"There is no claim here: results/metrics.json holds no test score. {said}"
-    if earlier["other_test_parts"]:
-        said += f" Another test part was scored {_times(earlier['other_test_parts'])}."
+    if others := sum(found[when]["other_test_parts"] for when in ("earlier", "later")):
+        said += f" Another test part was scored {_times(others)}."
     mlflow = found["mlflow"]
     if mlflow and mlflow.get("never_committed"):
         said += f" MLflow has {len(mlflow['never_committed'])} scores on this test part that were never committed."
@@ -123,13 +124,21 @@ def _looks_finding(found: Mapping[str, Any]) -> str:
     return said
 
 
+def _looked(counts: Mapping[str, int]) -> str:
+    said = _times(counts["inside"] + counts["elsewhere"])
+    if counts["elsewhere"]:
+        said += f" ({_times(counts['elsewhere'])} of that on other branches or in experiments)"
+    return said
+
+
 def _times(count: int) -> str:
     return "never" if not count else "once" if count == 1 else f"{count} times"
 
 
 def _look_row(look: Mapping[str, Any]) -> list[str]:
-    marks = [name for name, marked in (("this claim", look["claim"]), ("elsewhere", not look["inside"]),
-                                       ("unrecorded", not look["vouched"])) if marked]  # fmt: skip
+    marks = [name for name, marked in (("this claim", look["claim"]), ("later", look["later"]),
+                                       ("elsewhere", not look["inside"]), ("unrecorded", not look["vouched"]))
+             if marked]  # fmt: skip
     return [
         look["commit"] or "not committed",
         look["date"],

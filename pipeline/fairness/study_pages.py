@@ -36,7 +36,9 @@ ABOUT_COMPONENTS = (
     "as 0. *Rest*: all interactions with the seed and, where a family draws nothing, the last interaction, which "
     "is not told from noise. A family that draws nothing has no seed component by construction. "
     "*Hyper-parameters*: how far the candidates of params.yaml lie apart, good and bad ones; what validation "
-    "makes of them is in the first table."
+    "makes of them is in the first table. The intervals there are Satterthwaite's, from {splits} splits and {seeds} "
+    "seeds at most, of which {splits_free} and {seeds_free} degrees of freedom remain: with so few, a wide interval is "
+    "the result. Shares have none; take them as rough as that."
 )
 ABOUT_POWER = (
     "*Smallest difference*: in points of accuracy, found with a power of {power:.0%} by the exact McNemar test, "
@@ -45,6 +47,11 @@ ABOUT_POWER = (
     "champion. Not even a difference as large as the disagreement itself is found where there is a dash. *Other "
     "images*: against a method that was tested on as many images of its own, as published results are: {unpaired} "
     "points, by the z test of two proportions."
+)
+ABOUT_GROUPS = (
+    "**Images come in groups here** (`dataset.groups`), and groups are whole in a part. McNemar's test, the smallest "
+    "differences, the shares of places below and the intervals of the leaderboard count single images: images of one "
+    "group are alike, so p is too small, intervals are too narrow, and the true smallest differences are larger."
 )
 ABOUT_RANKS = (
     "Shares of the bootstrap resamples of test in which a method has a place, by the rule of the leaderboard (the "
@@ -117,8 +124,11 @@ def _gaps(found: Mapping[str, Any]) -> Table:
     rows = [
         [
             f"{name}, random minus {KINDS[kind]}",
-            *(cell for way in ("over_images", "over_splits")
-              for cell in (points(gap[way]["value"]), interval(gap[way]))),
+            *(
+                cell
+                for way in ("over_images", "over_splits")
+                for cell in (points(gap[way]["value"]), interval(gap[way]))
+            ),
         ]
         for name, one in found["families"].items()
         for kind, gap in one["gaps"].items()
@@ -142,9 +152,10 @@ def variance_page(found: Mapping[str, Any]) -> Page:
         blocks.append(f"Not available: {sources}.")
     else:
         blocks += [_selected(sources), _components(sources), Figure("variance.png", "shares of variance"),
-                   ABOUT_COMPONENTS]  # fmt: skip
+                   _about_components(sources)]  # fmt: skip
     about = ABOUT_POWER.format(power=detectable["power"], unpaired=size(detectable["unpaired"]["alpha"]))
     blocks += ["## What the test part can tell apart", *_smallest(detectable), about]
+    blocks += [ABOUT_GROUPS] if found["grouped"] else []
     taus = {part: _tau(ranks[part]["kendall_tau"]) for part in ("validation", "test")}
     blocks += ["## How stable the ranking is", _ranks(found), Figure("ranks.png", "shares of places"),
                ABOUT_RANKS.format(**taus)]  # fmt: skip
@@ -183,17 +194,24 @@ def _selected(sources: Mapping[str, Any]) -> Table:
             [
                 name,
                 percent(selected["accuracy"]),
-                size(by[variance.SPLIT_FACTOR]["sd"]),
-                size(by[variance.SEED_FACTOR]["sd"]) if one["draws"] else "0, draws nothing",
+                _deviation(by[variance.SPLIT_FACTOR]),
+                _deviation(by[variance.SEED_FACTOR]) if one["draws"] else "0, draws nothing",
                 size(selected["sampling_sd"]),
                 percent(sources["best_on_test"][name], digits=0),
                 f"{selected['different_candidates']} of {one['candidates']}",
                 shown(one["kendall_tau_of_validation_and_test"]),
             ]
         )
-    header = ["selected by validation", "test accuracy", "sd, split", "sd, seed", "sd, test images alone",
+    confidence = f"[{sources['confidence']:.0%} interval]"
+    header = ["selected by validation", "test accuracy", f"sd, split {confidence}", f"sd, seed {confidence}",
+              "sd, test images alone",
               "best on test", "candidates selected", "tau, validation and test"]  # fmt: skip
     return Table(header, rows)
+
+
+def _deviation(found: Mapping[str, Any]) -> str:
+    """Return a standard deviation with its interval; without one, nothing was estimated above 0."""
+    return f"{size(found['sd'])} [{size(found['low'])}, {size(found['high'])}]"
 
 
 def _components(sources: Mapping[str, Any]) -> Table:
@@ -207,6 +225,12 @@ def _components(sources: Mapping[str, Any]) -> Table:
         design = f"{len(sources['split_seeds'])} x {one['trainings']} x {one['candidates']}"
         rows.append([name, design, *(percent(share, digits=0) for share in (*shares, total))])
     return Table(["share of variance", "splits x seeds x candidates", *shown_apart, "rest"], rows)
+
+
+def _about_components(sources: Mapping[str, Any]) -> str:
+    splits = len(sources["split_seeds"])
+    seeds = max(one["trainings"] for one in sources["families"].values())
+    return ABOUT_COMPONENTS.format(splits=splits, seeds=seeds, splits_free=splits - 1, seeds_free=seeds - 1)
 
 
 def _smallest(detectable: Mapping[str, Any]) -> list[Block]:

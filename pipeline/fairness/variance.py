@@ -9,6 +9,10 @@ chapter 4): the expected mean square of a set A of factors is
     E[MS_A] = sum over sets B that contain A of  (product of the numbers of levels of factors outside B) * sigma^2_B,
 
 which is solved from the largest set down. An estimate below 0 is shown as 0.
+
+So each component is a sum of mean squares with factors c. Its interval is that of a chi-squared variable with the
+degrees of freedom (sum c MS)^2 / sum((c MS)^2 / df) (Satterthwaite 1946, "An Approximate Distribution of Estimates of
+Variance Components"): rough, above all where a component is small beside the rest, but it shows what two seeds cannot.
 """
 
 from __future__ import annotations
@@ -29,16 +33,52 @@ def components(values: np.ndarray, factors: Sequence[str] = FACTORS) -> dict[str
 
     A factor with a single level has no component, nor has a set that contains it: it is 0.
     """
+    squares, weights = _solved(values)
+    found = {axes: sum(weight * squares[which] for which, weight in of.items()) for axes, of in weights.items()}
+    return {name: max(0.0, found.get(axes, 0.0)) for name, axes in _named_sets(values, factors).items()}
+
+
+def intervals(
+    values: np.ndarray, factors: Sequence[str] = FACTORS, *, confidence: float
+) -> dict[str, tuple[float, float]]:
+    """Return {set of factors: bounds of its component}; NaN where the estimate is 0, and for a bound at infinity."""
+    from scipy.stats import chi2
+
+    squares, weights = _solved(values)
+    bounds = {}
+    for axes, of in weights.items():
+        terms = {which: weight * squares[which] for which, weight in of.items()}
+        value = sum(terms.values())
+        if value <= 0:
+            continue
+        freedom = value**2 / sum(term**2 / _freedom(values, which) for which, term in terms.items())
+        quantiles = chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], freedom)
+        with np.errstate(divide="ignore"):
+            low, high = freedom * value / quantiles
+        bounds[axes] = float(low), float(high) if math.isfinite(high) else math.nan
+    return {name: bounds.get(axes, (math.nan, math.nan)) for name, axes in _named_sets(values, factors).items()}
+
+
+def _named_sets(values: np.ndarray, factors: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    sets = [axes for size in range(1, values.ndim + 1) for axes in itertools.combinations(range(values.ndim), size)]
+    return {SEPARATOR.join(factors[axis] for axis in axes): axes for axes in sets}
+
+
+def _solved(values: np.ndarray) -> tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], dict]]:
+    """Return the mean square of every set of factors, and what each component is made of: {set: {set: factor}}."""
     active = [axis for axis in range(values.ndim) if values.shape[axis] > 1]
     # Of constant values the differences are exactly 0, the rounded means are not.
     squares = _mean_squares(values - values.flat[0], active)
-    estimates: dict[tuple[int, ...], float] = {}
+    weights: dict[tuple[int, ...], dict[tuple[int, ...], float]] = {}
     for axes in sorted(squares, key=len, reverse=True):
-        above = [other for other in estimates if set(axes) < set(other)]
-        explained = sum(_outside(values, other, active) * estimates[other] for other in above)
-        estimates[axes] = (squares[axes] - explained) / _outside(values, axes, active)
-    sets = [axes for size in range(1, values.ndim + 1) for axes in itertools.combinations(range(values.ndim), size)]
-    return {SEPARATOR.join(factors[axis] for axis in axes): max(0.0, estimates.get(axes, 0.0)) for axes in sets}
+        outside = _outside(values, axes, active)
+        found = {axes: 1 / outside}
+        for other in [known for known in weights if set(axes) < set(known)]:
+            share = _outside(values, other, active) / outside
+            for which, weight in weights[other].items():
+                found[which] = found.get(which, 0.0) - share * weight
+        weights[axes] = found
+    return squares, weights
 
 
 def _mean_squares(values: np.ndarray, active: Sequence[int]) -> dict[tuple[int, ...], float]:
@@ -52,10 +92,13 @@ def _mean_squares(values: np.ndarray, active: Sequence[int]) -> dict[tuple[int, 
                 for count in range(size + 1)
                 for subset in itertools.combinations(axes, count)
             )
-            freedom = math.prod(values.shape[axis] - 1 for axis in axes)
             outside = _outside(values, axes, active)
-            found[axes] = outside * float((effect**2).sum()) / freedom
+            found[axes] = outside * float((effect**2).sum()) / _freedom(values, axes)
     return found
+
+
+def _freedom(values: np.ndarray, axes: Sequence[int]) -> int:
+    return math.prod(values.shape[axis] - 1 for axis in axes)
 
 
 def _mean_but(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
@@ -74,15 +117,25 @@ def shares(found: Mapping[str, float]) -> dict[str, float]:
     return {name: value / total if total else math.nan for name, value in found.items()}
 
 
-def summary(found: Mapping[str, float]) -> dict[str, Any]:
-    """Return {set of factors: {sd, share}}."""
-    of_all = shares(found)
-    return {name: {"sd": math.sqrt(value), "share": of_all[name]} for name, value in found.items()}
+def summary(values: np.ndarray, factors: Sequence[str] = FACTORS, *, confidence: float) -> dict[str, Any]:
+    """Return {set of factors: {sd, low, high, share}}; ``low`` and ``high`` are the bounds of the sd."""
+    found = components(values, factors)
+    of_all, bounds = shares(found), intervals(values, factors, confidence=confidence)
+    return {
+        name: {"sd": math.sqrt(value), "low": math.sqrt(bounds[name][0]), "high": math.sqrt(bounds[name][1]),
+               "share": of_all[name]}
+        for name, value in found.items()
+    }  # fmt: skip
 
 
-def sampling_sd(accuracy: float, n: int) -> float:
-    """Return the standard deviation of an accuracy on n test images that were drawn independently."""
-    return math.sqrt(accuracy * (1 - accuracy) / n)
+def sampling_variance(hits: np.ndarray, groups: Sequence[str]) -> float:
+    """Return the variance of an accuracy over draws of test images, or of their whole groups, where they have one.
+
+    Of single images p (1 - p) / n; of groups that of a ratio (Cochran 1977, "Sampling Techniques", section 6.3).
+    """
+    names = [name or f"\0{index}" for index, name in enumerate(groups)]
+    member = np.unique(names, return_inverse=True)[1]
+    return float((np.bincount(member, weights=hits - hits.mean()) ** 2).sum()) / len(hits) ** 2
 
 
 def agreement(validation: np.ndarray, test: np.ndarray) -> float:

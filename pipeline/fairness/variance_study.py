@@ -24,15 +24,18 @@ POWER = 0.8  # with which a difference is to be found: what most sample sizes ar
 @dataclass(frozen=True)
 class Fitted:
     """One family: ``test`` accuracies and ``validation`` scores, more is better, (splits, trainings, candidates), and
-    which candidate validation ``selected``, int (splits, trainings)."""
+    which candidate validation ``selected``, int (splits, trainings). ``sampling``: the variance of that one's accuracy
+    by the draw of the test images alone, (splits, trainings)."""
 
     test: np.ndarray
     validation: np.ndarray
     selected: np.ndarray
+    sampling: np.ndarray
 
     @classmethod
     def empty(cls, *shape: int) -> Fitted:
-        return cls(np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape[:2], dtype=np.int64))
+        return cls(np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape[:2], dtype=np.int64),
+                   np.full(shape[:2], np.nan))  # fmt: skip
 
     @property
     def reached(self) -> np.ndarray:
@@ -44,12 +47,12 @@ def section(study: Study) -> dict[str, Any]:
     """Return where the test accuracies of each family come from, and how stable the order of the families is."""
     divided = _divided(study)
     fitted = _fit(study, divided)
-    n = int((divided[0] == "test").sum())
     return {
         "backbone": study.backbone,
         "split_seeds": list(study.split_seeds),
-        "test_images": n,
-        "families": {name: _sources(name, found, n) for name, found in fitted.items()},
+        "test_images": int((divided[0] == "test").sum()),
+        "confidence": study.compare.confidence,
+        "families": {name: _sources(name, found, study.compare.confidence) for name, found in fitted.items()},
         "best_on_test": _best({name: found.reached[:, 0] for name, found in fitted.items()}),
     }
 
@@ -80,14 +83,16 @@ def _fit(study: Study, divided: Sequence[np.ndarray]) -> dict[str, Fitted]:
         sweep = resplits.sweep(study.given, name, study.pool, divided[split], seed=seed, candidates=candidates[name])
         found[name].selected[split, training] = sweep.selected
         found[name].validation[split, training] = sign * sweep.scores
-        found[name].test[split, training] = [
-            resplits.hits(sweep, candidate, study.pool, divided[split]).mean()
-            for candidate in range(len(candidates[name]))
+        hits = [
+            resplits.hits(sweep, candidate, study.pool, divided[split]) for candidate in range(len(candidates[name]))
         ]
+        found[name].test[split, training] = [each.mean() for each in hits]
+        groups = [image.group for image, part in zip(study.pool.images, divided[split], strict=True) if part == "test"]
+        found[name].sampling[split, training] = variance.sampling_variance(hits[sweep.selected], groups)
     return found
 
 
-def _sources(name: str, found: Fitted, n: int) -> dict[str, Any]:
+def _sources(name: str, found: Fitted, confidence: float) -> dict[str, Any]:
     """Return the components of one family's accuracies: of all its candidates, and of those that were selected."""
     mean = float(found.reached.mean())
     cells = np.ndindex(found.selected.shape)
@@ -97,12 +102,12 @@ def _sources(name: str, found: Fitted, n: int) -> dict[str, Any]:
         "draws": family.find(name).Fitter.draws,
         "trainings": found.test.shape[1],
         "candidates": found.test.shape[2],
-        "components": _numbers(variance.summary(variance.components(found.test))),
+        "components": _numbers(variance.summary(found.test, confidence=confidence)),
         "selected": {
             "accuracy": leaderboard.number(mean),
             "by_split": [leaderboard.number(float(value)) for value in found.reached.mean(axis=1)],
-            "components": _numbers(variance.summary(variance.components(found.reached, variance.FACTORS[:2]))),
-            "sampling_sd": leaderboard.number(variance.sampling_sd(mean, n)),
+            "components": _numbers(variance.summary(found.reached, variance.FACTORS[:2], confidence=confidence)),
+            "sampling_sd": leaderboard.number(math.sqrt(float(found.sampling.mean()))),
             "different_candidates": len(np.unique(found.selected)),
         },
         "kendall_tau_of_validation_and_test": leaderboard.number(float(np.mean(defined)) if defined else math.nan),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline import artifacts
 from pipeline.leaderboard import UNDEFINED
-from pipeline.review import report
+from pipeline.review import evidence, report
 from pipeline.review.delta import NOTHING, Attribution, Combination, attribute, ordered
 from pipeline.review.report import Section, Table
 from pipeline.review.variants import Outcome
@@ -17,12 +17,18 @@ NAMES = ("delta.md", "delta.json")
 
 
 class Delta(NamedTuple):
-    """Two revisions as they were called, their commits, the factors that differ, and what came of every combination."""
+    """Two revisions as they were called, their commits, the factors that differ, and what came of every combination.
+
+    ``packages``: in words, where the locked packages of the two differ. ``claimed``: the metrics that each has
+    committed, {(run or champion, metric): value}, None for one without.
+    """
 
     names: tuple[str, str]
     commits: tuple[str, str]
     changed: tuple[str, ...]
     outcomes: Mapping[Combination, Outcome]
+    packages: tuple[str, ...] = ()
+    claimed: tuple[Mapping[tuple[str, str], float] | None, ...] = (None, None)
 
     def attributions(self) -> dict[tuple[str, str], Attribution | None]:
         """Return {(run or champion, metric): attribution}, None where one of the two revisions does not have it.
@@ -38,10 +44,41 @@ class Delta(NamedTuple):
         found = {key: {some: values[key] for some, values in built.items() if key in values} for key in shown}
         return {key: attribute(values, self.changed) for key, values in found.items()}
 
+    def not_as_claimed(self) -> list[str]:
+        """Return, in words, where what was replayed of the two revisions is not what they have committed."""
+        found = []
+        for name, end, claims in zip(self.names, (frozenset(), frozenset(self.changed)), self.claimed, strict=True):
+            replayed = self.outcomes[end].values if end in self.outcomes else None
+            if replayed is None or claims is None:
+                continue
+            found += [
+                f"{name} has committed {run} test {metric} {_number(claims.get((run, metric)))}, its replay gives "
+                f"{_number(replayed.get((run, metric)))}"
+                for run, metric in dict.fromkeys([*claims, *replayed])
+                if not _same(claims.get((run, metric)), replayed.get((run, metric)))
+            ]
+        return found
+
     def other_test(self) -> list[Combination]:
-        """Return the combinations whose test images are not those of the first revision."""
+        """Return the combinations whose test images, or their labels, are not those of the first revision."""
         first = self.outcomes[frozenset()].test
         return [some for some, outcome in self.outcomes.items() if outcome.values is not None and outcome.test != first]
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    return one is other if None in (one, other) else abs(one - other) <= NOTHING
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.6g}"
+
+
+def packages(names: tuple[str, str], differing: Sequence[str]) -> str:
+    """Return what other locked packages mean for the shares, in one sentence."""
+    return (
+        f"the locked packages of {names[0]} and {names[1]} differ ({evidence.counted(differing)}), and both revisions "
+        "are replayed with the packages that are installed here: what packages moved is in no share"
+    )
 
 
 def named(some: Combination, delta: Delta) -> str:
@@ -92,10 +129,16 @@ def _cautions(delta: Delta) -> list[str]:
              for some, outcome in delta.outcomes.items() if outcome.values is None]  # fmt: skip
     if others := delta.other_test():
         names = "; ".join(named(some, delta) for some in others)
-        found.append(f"measured on other test images than {delta.names[0]}: {names}")
+        found.append(f"measured on other test images or labels than {delta.names[0]}: {names}")
     blocks = {block for one in delta.attributions().values() if one for each in one.readings for block in each.shares}
     if joint := sorted(together(block) for block in blocks if len(block) > 1):
         found.append(f"changes only together, so its share cannot be divided: {', '.join(joint)}")
+    if delta.packages:
+        found.append(packages(delta.names, delta.packages))
+    if others := delta.not_as_claimed():
+        found.append(f"not the numbers that were committed: {evidence.counted(others)}")
+    found += [f"{name} has no leaderboard.json in git: its replay is compared with nothing"
+              for name, claims in zip(delta.names, delta.claimed, strict=True) if claims is None]  # fmt: skip
     return found
 
 
@@ -145,10 +188,15 @@ def as_json(delta: Delta) -> dict[str, Any]:
         "revisions": dict(zip(("first", "second"), delta.names, strict=True)),
         "commits": dict(zip(("first", "second"), delta.commits, strict=True)),
         "changed": list(delta.changed),
+        "packages": list(delta.packages),
+        "committed": {
+            name: None if claims is None else {f"{run} {metric}": value for (run, metric), value in claims.items()}
+            for name, claims in zip(("first", "second"), delta.claimed, strict=True)
+        },
         "combinations": {
             together(some) or "none": {
                 "reason": outcome.reason,
-                "test_images": outcome.test,
+                "test_part": outcome.test,
                 "values": {f"{run} {metric}": value for (run, metric), value in (outcome.values or {}).items()},
             }
             for some, outcome in delta.outcomes.items()

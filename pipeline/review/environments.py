@@ -33,6 +33,16 @@ def from_lock(text: str, installed: Mapping[str, str]) -> list[str]:
     return found
 
 
+def between(first: str, second: str) -> list[str]:
+    """Return, in words, where two versions of requirements.lock name other packages."""
+    one, other = ({name: _either(versions) for name, (versions, _) in pinned(text).items()} for text in (first, second))
+    return [
+        f"{name} {one.get(name, 'not there')} -> {other.get(name, 'not there')}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+
+
 def from_record(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """Return, in words, how the environment that MLflow witnessed a claim in differs from this one."""
     seen = "where MLflow saw the claim being made"

@@ -44,9 +44,11 @@ def _same_test(claimed: Path, replayed: Path) -> bool:
     return (one.classes, one.sha256) == (other.classes, other.sha256) and bool((labels[0] == labels[1]).all())
 
 
-def test_images(manifest: Path) -> str:
-    """Return a digest of the images of the test part, in order."""
-    return provenance.digest(list(artifacts.read_part("test", manifest).sha256))
+def test_part(manifest: Path) -> str:
+    """Return a digest of the images of the test part and of their labels, in order."""
+    part = artifacts.read_part("test", manifest)
+    labels = [part.classes[label] for label in artifacts.read_test_labels(manifest)]
+    return provenance.digest(list(zip(part.sha256, labels, strict=True)))
 
 
 def leaks(manifest: Path) -> list[str]:

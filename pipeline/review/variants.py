@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from pipeline import artifacts, params
 from pipeline.errors import BakeoffError
-from pipeline.review import clones, evidence, locks, materials
+from pipeline.review import clones, environments, evidence, locks, materials
 from pipeline.review.delta import FACTORS, Combination
 from pipeline.review.replay import without_places
 
@@ -26,19 +27,22 @@ REASON_LINES = 3
 @dataclass(frozen=True)
 class Revision:
     """A commit and what in it can change a result. ``data`` and ``code``: git's listings of the files; ``data_places``:
-    where data lies."""
+    where data lies. ``packages``: requirements.lock, which no combination installs. ``claims``: the leaderboard, None
+    without one."""
 
     commit: str
     params: Mapping[str, Any]
     data: str
     code: str
     data_places: tuple[str, ...]
+    packages: str
+    claims: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a combination. ``values``: {(run or champion, metric): value} on test, None if it has no result;
-    ``reason``: then why. ``test``: what tells its test images from others."""
+    ``reason``: then why. ``test``: what tells its test part from others, by images and labels."""
 
     values: Mapping[tuple[str, str], float] | None
     reason: str = ""
@@ -58,12 +62,33 @@ def read(project: Path, revision: str) -> Revision:
         data=clones.git(project, "ls-tree", "-r", commit, "--", *places),
         code=clones.git(project, "ls-tree", "-r", commit, "--", *CODE),
         data_places=places,
+        packages=_committed(project, commit, environments.LOCK) or "",
+        claims=_leaderboard(_committed(project, commit, artifacts.LEADERBOARD.as_posix())),
     )
+
+
+def _committed(project: Path, commit: str, path: str) -> str | None:
+    try:
+        return clones.git(project, "show", f"{commit}:./{path}")
+    except locks.ReviewError:
+        return None
+
+
+def _leaderboard(text: str | None) -> list[Mapping[str, Any]] | None:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None
 
 
 def changed(first: Revision, second: Revision) -> list[str]:
     """Return which factors differ between two revisions."""
     return [name for name in FACTORS if getattr(first, name) != getattr(second, name)]
+
+
+def claimed(revision: Revision, metrics: Sequence[str]) -> dict[tuple[str, str], float] | None:
+    """Return the metrics that a revision's own leaderboard claims, None if it has none."""
+    return None if revision.claims is None else _values(revision.claims, metrics)
 
 
 def build(project: Path, first: Revision, second: Revision, combination: Combination, destination: Path) -> Path:
@@ -118,7 +143,7 @@ def run(clone: Path, place: Path, *, cache: Path | None, store: Path, metrics: S
         return Outcome(None, _reason(log, clone))
     try:
         entries = artifacts.read_json(clone / artifacts.LEADERBOARD)
-        return Outcome(_values(entries, metrics), test=evidence.test_images(clone / evidence.SPLIT_TABLE))
+        return Outcome(_values(entries, metrics), test=evidence.test_part(clone / evidence.SPLIT_TABLE))
     except BakeoffError as error:
         return Outcome(None, str(error))
 
