@@ -93,11 +93,11 @@ class _Audit:
             if claims.is_complete(run):
                 yield from self.of_run(method, run)
             else:
-                message = f"{_named(run)} is not complete: its sync was stopped, or is under way"
+                message = f"{named(run)} is not complete: its sync was stopped, or is under way"
                 yield Finding("problem", "incomplete", message, SYNC)
         for same in by_environment.values():
             if len(same) > 1:
-                names = " and ".join(_named(run) for run in same)
+                names = " and ".join(named(run) for run in same)
                 yield Finding("problem", "doubled", f"{names} show one record from one environment", SYNC)
         yield from self.same_key(method, runs)
 
@@ -105,7 +105,7 @@ class _Audit:
         name = contents.method_name(method.record.network, method.record.method)
         for run in self.deleted:
             if _is_method(run) and tag(run, "record") == method.record_digest:
-                message = f"{_named(run)}, which showed today's record, was deleted"
+                message = f"{named(run)}, which showed today's record, was deleted"
                 return Finding("problem", "deleted", message, f"{SYNC}  # shows the record again, as a new run")
         return Finding("problem", "missing", f"no run shows the record of {name}", SYNC)
 
@@ -121,10 +121,10 @@ class _Audit:
             if twins:
                 sure = all(tag(run, "environment_witnessed") == "true" for run in (twins[0], other))
                 message = (
-                    f"{_named(twins[0])} and {_named(other)} hold two records from the same inputs, parameters, code "
+                    f"{named(twins[0])} and {named(other)} hold two records from the same inputs, parameters, code "
                     "and environment" + ("" if sure else ", unless one of them was fetched from another machine")
                 )
-                yield Finding("problem" if sure else "warning", "same key", message, _delete("THE_WRONG_ONE"))
+                yield Finding("problem" if sure else "warning", "same key", message, deletion("THE_WRONG_ONE"))
 
     def of_run(self, method: Method, run: Run) -> Iterator[Finding]:
         """Yield where a complete run differs from its record, and so do its candidates."""
@@ -135,7 +135,7 @@ class _Audit:
         shown = {name: tag(run, name) for name in expected}
         wrong = [f"{name} is {shown[name] or 'missing'}" for name, value in expected.items() if shown[name] != value]
         if wrong:
-            yield Finding("problem", "tag", f"{_named(run)}: {_some(wrong)}, against the record", SYNC)
+            yield Finding("problem", "tag", f"{named(run)}: {some(wrong)}, against the record", SYNC)
         yield from self.evidence(method, run)
         yield from self.candidates(method, run)
 
@@ -145,7 +145,7 @@ class _Audit:
         missing = [str(index) for index in range(len(method.record.candidates)) if str(index) not in children]
         if missing:
             what = "deleted" if _nested(self.deleted, parent).keys() >= set(missing) else "missing"
-            yield Finding("problem", what, f"{_named(parent)} lacks candidates {_some(missing)}", SYNC)
+            yield Finding("problem", what, f"{named(parent)} lacks candidates {some(missing)}", SYNC)
         for index, candidate in enumerate(method.record.candidates):
             if str(index) in children:
                 child = children[str(index)]
@@ -162,22 +162,22 @@ class _Audit:
         if wrong:
             expected = last | summary
             said = [f"{name} is {_number(shown.get(name))}, should be {_number(expected[name])}" for name in wrong]
-            yield Finding("problem", "metric", f"{_named(run)}: {_some(said)}", self.mends(run, wrong, summary))
+            yield Finding("problem", "metric", f"{named(run)}: {some(said)}", self.mends(run, wrong, summary))
         known = last.keys() | summary.keys()
         others = sorted(name for name in shown if name not in known and not name.startswith("live_"))
         posing = [name for name in others if contents.is_summary(name)]
         if posing:
-            message = f"{_named(run)}: no record has {_some(posing)}"
-            yield Finding("problem", "metric", message, f"{_delete(run.info.run_id)}\n{SYNC}")
+            message = f"{named(run)}: no record has {some(posing)}"
+            yield Finding("problem", "metric", message, f"{deletion(run.info.run_id)}\n{SYNC}")
         elif others and tag(run, "environment_witnessed") != "true":
-            yield Finding("warning", "metric", f"{_named(run)}: logged by hand: {_some(others)}")
+            yield Finding("warning", "metric", f"{named(run)}: logged by hand: {some(others)}")
 
     def mends(self, run: Run, wrong: Sequence[str], summary: Mapping[str, float]) -> str:
         """Return what mends metrics: a sync logs a summary anew, but it takes back nothing that stands later."""
         for name in wrong:
             points = self.client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else ()
             if name not in summary or any(point.step > contents.SUMMARY_STEP for point in points):
-                return f"{_delete(run.info.run_id)}\n{SYNC}"
+                return f"{deletion(run.info.run_id)}\n{SYNC}"
         return SYNC
 
     def parameters(self, run: Run, expected: Mapping[str, str]) -> Iterator[Finding]:
@@ -185,8 +185,8 @@ class _Audit:
         wrong = [f"{name} is {shown.get(name)}" for name, value in expected.items() if shown.get(name) != value]
         wrong += [f"{name} is in no record" for name in sorted(shown.keys() - expected.keys())]
         if wrong:
-            remedy = f"{_delete(run.info.run_id)}\n{SYNC}"
-            yield Finding("problem", "parameter", f"{_named(run)}: {_some(wrong)}", remedy)
+            remedy = f"{deletion(run.info.run_id)}\n{SYNC}"
+            yield Finding("problem", "parameter", f"{named(run)}: {some(wrong)}", remedy)
 
     def evidence(self, method: Method, run: Run) -> Iterator[Finding]:
         """Yield if the files that a run carries are not those it is identified by."""
@@ -200,25 +200,25 @@ class _Audit:
                     same = artifacts.sha256_file(copy) == artifacts.sha256_file(method.directory / name)
                     wrong = "" if same else "is another than that of the record in its tag"
                 if wrong:
-                    remedy = f"{_delete(run.info.run_id)}\n{SYNC}"
-                    yield Finding("problem", "content", f"{_named(run)}: {name} {wrong}", remedy)
+                    remedy = f"{deletion(run.info.run_id)}\n{SYNC}"
+                    yield Finding("problem", "content", f"{named(run)}: {name} {wrong}", remedy)
 
     # --- what else is there ----------------------------------------------------------------------------------------
 
     def of_hand(self, run: Run) -> Finding:
-        message = f"{_named(run)} was not logged by this project: it has none of its tags"
+        message = f"{named(run)} was not logged by this project: it has none of its tags"
         metrics = [f"{name} {_number(value)}" for name, value in sorted(run.data.metrics.items())]
-        shown = f"; it claims {_some(metrics)}" if metrics else ""
-        return Finding("problem", "by hand", message + shown, _delete(run.info.run_id))
+        shown = f"; it claims {some(metrics)}" if metrics else ""
+        return Finding("problem", "by hand", message + shown, deletion(run.info.run_id))
 
     def of_others_method(self, run: Run) -> Iterator[Finding]:
         state = tag(run, "state")
         if state == "live" and not processes.is_alive(run.data.tags):
-            yield Finding("warning", "unfinished", f"{_named(run)} was killed, and says that it runs", SYNC)
+            yield Finding("warning", "unfinished", f"{named(run)} was killed, and says that it runs", SYNC)
         elif state == "finished" and tag(run, "record") not in self.records:
             mine = tag(run, "dvc_experiment") == os.environ.get("DVC_EXP_NAME", "")
             if tag(run, "current") == "true" and mine:
-                message = f"{_named(run)} is tagged as current, and there is no such record"
+                message = f"{named(run)} is tagged as current, and there is no such record"
                 yield Finding("problem", "orphan", message, SYNC)
 
     def of_others_candidate(self, run: Run) -> Iterator[Finding]:
@@ -226,22 +226,22 @@ class _Audit:
         if parent is None:
             # Those of a run that was deleted went with it: that one is the finding.
             if tag(run, contents.PARENT) not in {deleted.info.run_id for deleted in self.deleted}:
-                message = f"{_named(run)} is a candidate of a run that never was, or was removed for good"
-                yield Finding("problem", "orphan", message, f"{_delete(run.info.run_id)}\n{SYNC}")
+                message = f"{named(run)} is a candidate of a run that never was, or was removed for good"
+                yield Finding("problem", "orphan", message, f"{deletion(run.info.run_id)}\n{SYNC}")
             return
         method = self.records.get(tag(run, "record"))
         numbers = range(len(method.record.candidates)) if method else None
         strange = numbers is not None and tag(run, "candidate") not in map(str, numbers)
         if strange or tag(parent, "record") != tag(run, "record"):
-            message = f"{_named(run)} is nested in {_named(parent)}, whose record has no such candidate"
-            yield Finding("problem", "orphan", message, _delete(run.info.run_id))
+            message = f"{named(run)} is nested in {named(parent)}, whose record has no such candidate"
+            yield Finding("problem", "orphan", message, deletion(run.info.run_id))
 
     def deleted_history(self) -> Iterator[Finding]:
         """Yield whole runs of earlier records that a person deleted; the pipeline itself deletes doubles only."""
         shown = {tag(run, "record") for run in self.active if _is_method(run)}
         for run in self.deleted:
             if _is_method(run) and claims.is_complete(run) and tag(run, "record") not in shown | self.records.keys():
-                message = f"{_named(run)}, of an earlier record, was deleted"
+                message = f"{named(run)}, of an earlier record, was deleted"
                 yield Finding("warning", "deleted", message, f"mlflow runs restore --run-id {run.info.run_id}")
 
 
@@ -262,7 +262,8 @@ def _nested(runs: Iterable[Run], parent: Run) -> dict[str, Run]:
     return {tag(run, "candidate"): run for run in runs if tag(run, contents.PARENT) == parent.info.run_id}
 
 
-def _named(run: Run) -> str:
+def named(run: Run) -> str:
+    """Return a run's name and the digits of its id that a finding shows."""
     return f"{run.info.run_name} ({run.info.run_id[:8]})"
 
 
@@ -270,10 +271,12 @@ def _number(value: float | None) -> str:
     return "missing" if value is None else f"{value:.6g}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def _delete(run_id: str) -> str:
+def deletion(run_id: str) -> str:
+    """Return the command that deletes a run."""
     return f"mlflow runs delete --run-id {run_id}"

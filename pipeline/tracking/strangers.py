@@ -19,7 +19,7 @@ from pipeline import artifacts, identity
 from pipeline.findings import Finding
 from pipeline.progress import progress
 from pipeline.tracking import calls, claims, contents, store
-from pipeline.tracking.audit import EVIDENCE, SYNC, UNFINISHED, _delete, _named, _some, agrees
+from pipeline.tracking.audit import EVIDENCE, SYNC, UNFINISHED, agrees, deletion, named, some
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method
 from pipeline.tracking.store import Connection, Store
@@ -99,11 +99,11 @@ class _Strangers:
         expected = series | contents.method_summary(method).keys() | self.live
         others = sorted(name for name in run.data.metrics.keys() - expected if not contents.is_summary(name))
         if posing := [name for name in others if self.poses(name)]:
-            message = f"{_named(run)}: no record has {_numbers(run, posing)}"
-            remedy = f"{_delete(run.info.run_id)}\n{SYNC}"
+            message = f"{named(run)}: no record has {_numbers(run, posing)}"
+            remedy = f"{deletion(run.info.run_id)}\n{SYNC}"
             yield Finding("problem", "metric", message, remedy)
         elif others and tag(run, "environment_witnessed") == "true":
-            yield Finding("warning", "metric", f"{_named(run)}: logged by hand: {_numbers(run, others)}")
+            yield Finding("warning", "metric", f"{named(run)}: logged by hand: {_numbers(run, others)}")
 
     def of_earlier(self, run: Run) -> Iterator[Finding]:
         """Yield what is wrong with a run of another record than today's."""
@@ -121,10 +121,10 @@ class _Strangers:
             if tag(child, contents.PARENT) == run.info.run_id:
                 wrong += self.wrong_candidate(child, carried, of=run)
         if wrong:
-            message = f"{_named(run)}, of an earlier record: {_some(wrong)}"
-            yield Finding("problem", "metric", message, _delete(run.info.run_id))
+            message = f"{named(run)}, of an earlier record: {some(wrong)}"
+            yield Finding("problem", "metric", message, deletion(run.info.run_id))
         elif self.known is not None and not self.is_known(run):
-            message = f"{_named(run)} has test scores that no commit and no experiment of this clone has"
+            message = f"{named(run)} has test scores that no commit and no experiment of this clone has"
             yield Finding("warning", "unknown", message)
 
     def carried(self, run: Run, there: Collection[str]) -> Carried:
@@ -176,8 +176,8 @@ class _Strangers:
 
 
 def _numbers(run: Run, names: Sequence[str]) -> str:
-    return _some([f"{name} {run.data.metrics[name]:.6g}" for name in names])
+    return some([f"{name} {run.data.metrics[name]:.6g}" for name in names])
 
 
 def _by_hand(run: Run, what: str) -> Finding:
-    return Finding("problem", "by hand", f"{_named(run)} {what}", _delete(run.info.run_id))
+    return Finding("problem", "by hand", f"{named(run)} {what}", deletion(run.info.run_id))
