@@ -38,7 +38,7 @@ DOCUMENTED = {
     "resnet101_v2": (224, 2048, 33, 44_675_560),
     "resnet152_v2": (224, 2048, 50, 60_380_648),
     "inception_v3": (299, 2048, 11, 23_851_784),
-    "inception_resnet_v2": (299, 1536, 43, 55_873_736),
+    "inception_resnet_v2": (299, 1536, 44, 55_873_736),
     "xception": (299, 2048, 14, 22_910_480),
     "mobilenet": (224, 1024, 13, 4_253_864),
     "mobilenet_v2": (224, 1280, 17, 3_538_984),
@@ -198,6 +198,15 @@ def test_blocks_start_in_order_and_hold_weights(built):
     assert len({block.name for block in built.spec.blocks}) == len(starts)
     for start, end in zip(starts, [*starts[1:], order.index(built.spec.map_layer) + 1], strict=True):
         assert any(layer.weights for layer in built.model.layers[start:end])
+
+
+def test_a_residual_block_without_an_activation_is_a_block_of_its_own():
+    layers = ["conv2d", "max_pooling2d_1", "conv2d_1", "block8_9_conv", "block8_9_ac", "conv2d_2", "block8_10_conv",
+              "custom_scale_layer_39", "conv_7b", "conv_7b_bn", "conv_7b_ac"]  # fmt: skip
+    found = BACKBONES["inception_resnet_v2"].blocks.find(layers)
+    assert [(block.name, block.first_layer) for block in found] == [
+        ("block8_9", "conv2d_1"), ("block8_10", "conv2d_2"), ("conv_7b", "custom_scale_layer_39")
+    ]  # fmt: skip
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------
