@@ -114,8 +114,15 @@ def test_a_layer_may_be_pooled_otherwise_than_the_others(project, network):
 def test_other_layers_and_another_pooling_are_other_features(project):
     digests = set()
     of_its_own = {"layer": "preprocess", "pooling": "flatten"}
-    choices = ({}, {"layers": ["preprocess"]}, {"layers": ["preprocess"], "pooling": "max"}, {"layers": ["mean"]},
-               {"layers": [of_its_own]}, {"layers": ["mean", of_its_own]}, {"layers": [of_its_own, "mean"]})  # fmt: skip
+    choices = (
+        {},
+        {"layers": ["preprocess"]},
+        {"layers": ["preprocess"], "pooling": "max"},
+        {"layers": ["mean"]},
+        {"layers": [of_its_own]},
+        {"layers": ["mean", of_its_own]},
+        {"layers": [of_its_own, "mean"]},
+    )
     for choice in choices:
         run(**choice)
         digests.add(artifacts.sha256_path(artifacts.FEATURES / "tiny"))
