@@ -70,7 +70,8 @@ DOCUMENTED = {
     "convnext_large": (224, 1536, 39, 197_767_336),
     "convnext_xlarge": (224, 2048, 39, 350_196_968),
 }
-# One of every kind of preprocessing, top and way to find blocks; the others take minutes together.
+# Small ones with a top of their own each. Other kinds of preprocessing, ConvNeXt's top and blocks that are told by their
+# end are slow tests: all rows take most of an hour together.
 QUICK = {"vgg16", "mobilenet", "mobilenet_v3_small"}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 
