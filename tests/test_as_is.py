@@ -228,6 +228,15 @@ def test_the_stored_network_answers_if_it_is_what_is_asked_for(project, capsys):
         assert "building" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_command_prints_vgg16s_top_five(project, capsys):
+    assert command_line(["as-is", "photos/daisy.png", "--backbone", "vgg16", "--weights", "random"]) == 0
+    said = capsys.readouterr()
+    path, *lines = said.out.splitlines()
+    assert path == "photos/daisy.png" and len(lines) == 5
+    assert "vgg16, whose weights are random: its classes mean nothing, 224 x 224, on 1 images" in said.err
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["photos/daisy.png", "--backbone", "vgg61"], "unknown 'vgg61' (did you mean 'vgg1"),
     (["photos/daisy.png", "--top", "0"], "--top must be from 1 to 1000, received 0"),
