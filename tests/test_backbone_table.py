@@ -70,7 +70,7 @@ DOCUMENTED = {
     "convnext_large": (224, 1536, 39, 197_767_336),
     "convnext_xlarge": (224, 2048, 39, 350_196_968),
 }
-# Small ones with a top of their own each. Other kinds of preprocessing, ConvNeXt's top and blocks that are told by their
+# Small ones, each with another top. Other kinds of preprocessing, ConvNeXt's top and blocks that are told by their
 # end are slow tests: all rows together take many minutes.
 QUICK = {"vgg16", "mobilenet", "mobilenet_v3_small"}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
