@@ -6,7 +6,7 @@ Where the feature store has no room, the same rows are computed whenever they ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -35,22 +35,50 @@ class DriftError(BakeoffError):
     """This machine no longer computes what the feature store holds."""
 
 
+class LayerParams(Block):
+    """One of ``features.layers``, with a pooling of its own."""
+
+    layer: str
+    pooling: networks.Pooling
+
+
 class FeatureParams(Block):
     """``features`` in params.yaml: what of a network the classifiers learn from.
 
     ``layers``: names, those of the original top included, concatenated in this order; None: the network's own features.
-    ``pooling``: of those that have height and width.
+    ``pooling``: of those that have height and width, where a layer does not say its own.
     """
 
-    layers: Annotated[list[str], pydantic.Field(min_length=1)] | None
+    layers: Annotated[list[str | LayerParams], pydantic.Field(min_length=1)] | None
     pooling: networks.Pooling
+
+    @property
+    def pooled_layers(self) -> list[networks.PooledLayer]:
+        """Return the layers in order, each with its pooling; none if they are the network's to choose."""
+        return [
+            networks.PooledLayer(each, self.pooling)
+            if isinstance(each, str)
+            else networks.PooledLayer(each.layer, each.pooling)
+            for each in self.layers or ()
+        ]
+
+    @pydantic.field_validator("layers", mode="before")
+    @classmethod
+    def _names_or_mappings(cls, layers: Any) -> Any:
+        # Else every entry that is wrong would be reported twice, once for what it is not.
+        for each in layers if isinstance(layers, list) else ():
+            if isinstance(each, Mapping):
+                LayerParams.model_validate(each)
+            elif not isinstance(each, str | LayerParams):
+                raise ValueError("names of layers, or {layer: NAME, pooling: max} for one that is pooled otherwise")
+        return layers
 
     @pydantic.model_validator(mode="after")
     def _pooling_is_of_layers(self) -> FeatureParams:
         if self.layers is None and self.pooling != "avg":
             raise ValueError("pooling: avg with layers: null; name a layer (map_layer in spec.json) to pool otherwise")
-        if self.layers is not None and len(set(self.layers)) != len(self.layers):
-            raise ValueError("layers that are named once")
+        if len(set(self.pooled_layers)) != len(self.pooled_layers):
+            raise ValueError("layers that are named once, or each time with another pooling")
         return self
 
 
@@ -101,7 +129,7 @@ class FrozenPart:
         return cls(
             build=lambda: features_of(directory, params),
             sha256=artifacts.sha256_path(directory),
-            tensors=tuple(f"{layer}:0:0:{params.pooling}" for layer in params.layers),
+            tensors=tuple(f"{layer}:0:0:{pooling}" for layer, pooling in params.pooled_layers),
             input_size=networks.read_spec(directory).input_size,
         )
 
@@ -123,8 +151,8 @@ class FrozenPart:
 
 def features_of(directory: Path, params: FeatureParams) -> keras.Model:
     """Return a stored backbone up to the features that ``params`` choose. Raises NetworkError for an unknown layer."""
-    layers = params.layers or [networks.read_spec(directory).feature_layer]
-    return networks.pooled(networks.load(directory), layers, pooling=params.pooling)
+    own = networks.PooledLayer(networks.read_spec(directory).feature_layer, params.pooling)
+    return networks.pooled(networks.load(directory), params.pooled_layers or [own])
 
 
 class Activations:

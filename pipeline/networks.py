@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pydantic
 
@@ -38,6 +38,15 @@ SPEC = "spec.json"
 Preprocess = Literal["backbone", "rescale", "none"]
 # What becomes of a layer's height and width when its output is used as features.
 Pooling = Literal["avg", "max", "flatten"]
+
+
+class PooledLayer(NamedTuple):
+    """A layer by name, and what becomes of its output if that has height and width."""
+
+    layer: str
+    pooling: Pooling
+
+
 # Keras imports these wherever they are installed, for functions that nobody calls here: a third of its start.
 UNCALLED = ("matplotlib", "pandas", "sklearn")
 
@@ -233,7 +242,9 @@ def last_map_layer(model: keras.Model) -> str:
     if not names:
         raise NetworkError(f"Network {model.name!r} has no layer whose output has height and width")
     return names[-1]
-def pooled(model: keras.Model, layers: Sequence[str], *, pooling: Pooling) -> keras.Model:
+
+
+def pooled(model: keras.Model, layers: Sequence[PooledLayer]) -> keras.Model:
     """Return the network from the input of ``model`` to the outputs of ``layers``, in that order, one output a layer.
 
     What has height and width is pooled over both, or flattened. Raises NetworkError for an unknown layer.
@@ -246,11 +257,11 @@ def pooled(model: keras.Model, layers: Sequence[str], *, pooling: Pooling) -> ke
         "flatten": keras.layers.Flatten,
     }
 
-    def output(name: str) -> keras.KerasTensor:
+    def output(name: str, pooling: Pooling) -> keras.KerasTensor:
         tensor = find_layer(model, name).output
         return kinds[pooling](name=f"{name}_{pooling}")(tensor) if len(tensor.shape) == 4 else tensor
 
-    outputs = [output(name) for name in layers]
+    outputs = [output(*layer) for layer in layers]
     return keras.Model(model.input, outputs if len(outputs) > 1 else outputs[0], name=f"{model.name}_features")
 
 

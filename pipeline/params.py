@@ -116,9 +116,20 @@ def replaced(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 def override(path: Path, overrides: Mapping[str, Any]) -> None:
     """Replace values of a params file at dotted keys, keeping its comments. Raises ParamsError for an unknown key."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """Writes null as null: a line without a value loses its end to a comment when it is read and written again."""
+
+    Representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     editor = YAML()
+    editor.Representer = Representer
     editor.preserve_quotes = True
+    # As params.yaml is written, so that only what changes differs.
+    editor.width = 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
     values = editor.load(path.read_text(encoding="utf-8"))
     _replace(values, overrides)
     with path.open("w", encoding="utf-8", newline="\n") as file:

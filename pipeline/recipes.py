@@ -7,7 +7,7 @@ written like params.yaml and holds what differs from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ LISTS: dict[str, Any] = {
     "scratch.networks": [],
     "explain.runs": [],
 }
+
+
+# What params.yaml says of the data, which stays from one recipe to the next, unless that one is for a data set.
+DATA = ("dataset", "split", "selection")
 
 
 class RecipeError(BakeoffError):
@@ -75,6 +79,32 @@ def _values(section: str, *, where: str) -> Mapping[str, Any]:
     return values
 
 
+def start(recipe: Recipe, values: Mapping[str, Any], committed: Mapping[str, Any], page: Iterable[Recipe]) -> dict:
+    """Return what a recipe is put on top of: ``values`` of params.yaml without what another recipe may have left there.
+
+    Every block that a recipe of the ``page`` names is the ``committed`` one; those of the data only if this recipe is
+    for a data set.
+    """
+    blocks = {block for each in page for block in each.values} | {key.partition(".")[0] for key in LISTS}
+    if DATA[0] not in recipe.values:
+        blocks -= set(DATA)
+    return {block: committed.get(block, value) if block in blocks else value for block, value in values.items()}
+
+
+def differences(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted key: new value} of what turns ``values`` into ``wanted``; all families together are one key."""
+    found: dict[str, Any] = {}
+    for block, content in wanted.items():
+        apart = isinstance(content, Mapping) and isinstance(values[block], Mapping) and block != "classifiers"
+        for key in [f"{block}.{name}" for name in content] if apart else [block]:
+            new = _at(wanted, key)
+            old = _at(values, key)
+            # An order of families is one of columns and bars: `==` would not see it.
+            if new != old or (block == "classifiers" and list(new) != list(old)):
+                found[key] = new
+    return found
+
+
 def replacements(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return {dotted key: new value} of all that a recipe changes in ``values`` of params.yaml.
 
@@ -105,7 +135,7 @@ def _families(recipe: Recipe, chosen: Any, blocks: Mapping[str, Any]) -> Any:
     if missing:
         raise RecipeError(
             f"The recipe {recipe.name} takes the grids of {', '.join(missing)} from params.yaml, where classifiers has "
-            f"no such block; it has: {', '.join(blocks) or 'none'}. `git checkout params.yaml` brings all of them back"
+            f"no such block; it has: {', '.join(blocks) or 'none'}. `git checkout REVISION params.yaml` brings it back"
         )
     return {family: blocks[family] for family in chosen}
 

@@ -114,9 +114,9 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
         metrics.positive_index(classes, selection)
         _check_head(values["head"], classes)
     _check_weights(values)
-    for name in values["backbones"]:
-        if values["features"]["layers"] and _is_built(name):
-            _check_are_layers("features.layers", values["features"]["layers"], name)
+    features = params.parse(values["features"], activations.FeatureParams, where="features")
+    for name in filter(_is_built, values["backbones"]):
+        _check_are_layers("features.layers", [layer for layer, _ in features.pooled_layers], name)
     for name in values["fine_tune"]["backbones"]:
         if _is_built(name):
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pipeline import artifacts, imagenet, networks, params, picture_sheet
 from pipeline.__main__ import main as command_line
+from pipeline.backbones.choice import Choice
+from pipeline.commands import as_is as as_is_command
 from pipeline.progress import NoLog
 from pipeline.stages import as_is, backbone
 
@@ -106,6 +108,30 @@ def test_a_network_without_classes_says_so_and_stops_nothing(tmp_path, monkeypat
     assert file.name == "no_classes.txt" and "another input size than 224 x 224" in file.read_text()
 
 
+def test_an_ablation_is_marked_in_every_table_and_on_the_sheet(tmp_path, monkeypatch, output):
+    for name in ("predictions.csv", "classes.csv"):
+        assert "ablation" not in rows_of(output / name)[0]
+    root = output.parents[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("split", "backbones"):
+        shutil.copytree(root / "data" / name, tmp_path / "data" / name)
+    directory = artifacts.BACKBONES / "efficientnet_lite0"
+    ablation = {"preprocess": "rescale"}
+    networks.write_spec(networks.read_spec(directory).model_copy(update=ablation), directory)
+    titles = []
+    monkeypatch.setattr(picture_sheet, "draw", lambda sections, *, title, subtitle, path: titles.append(title))
+    as_is.main(params.Params(VALUES, as_is.READS), backbone="efficientnet_lite0", log=NoLog())
+    for name in ("predictions.csv", "classes.csv"):
+        rows = rows_of(Path("results/as_is/efficientnet_lite0") / name)
+        assert rows and {row["ablation"] for row in rows} == {"fed pixels / 255"}
+    assert titles == ["What efficientnet_lite0 (ablation: fed pixels / 255) sees, as it is"]
+    networks.write_spec(networks.read_spec(directory).model_copy(update={"prediction_layer": None}), directory)
+    as_is.main(params.Params(VALUES, as_is.READS), backbone="efficientnet_lite0", log=NoLog())
+    said = Path("results/as_is/efficientnet_lite0/no_classes.txt").read_text()
+    assert said.startswith("efficientnet_lite0 (ablation: fed pixels / 255) has none of ImageNet's classes")
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +179,62 @@ def test_the_command_builds_a_network_that_is_not_stored(project, capsys):
     assert not (artifacts.BACKBONES / "lite_128").exists()
     assert command_line(["as-is", "photos/daisy.png", "--weights", "random"]) == 0
     assert "whose weights are random: its classes mean nothing" in capsys.readouterr().err
+
+
+def test_a_network_that_another_recipe_has_left_does_not_answer(project, capsys):
+    directory = artifacts.BACKBONES / "efficientnet_lite0"
+    spec = networks.read_spec(directory)
+    networks.write_spec(spec.model_copy(update={"input_size": 128, "prediction_layer": None}), directory)
+    try:
+        assert command_line(["as-is", "photos/daisy.png", "--top", "1"]) == 0
+    finally:
+        networks.write_spec(spec, directory)
+    said = capsys.readouterr()
+    assert "daisy" in said.out and "building efficientnet_lite0 with weights: imagenet" in said.err
+    assert "efficientnet_lite0, 224 x 224" in said.err
+
+
+def test_a_stored_network_is_known_by_what_it_was_built_from(project, tmp_path):
+    spec = networks.read_spec(artifacts.BACKBONES / "efficientnet_lite0")
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"numbers")
+    of_file = {"source": "file", "file": "elsewhere.pth", "sha256": artifacts.sha256_file(weights)}
+    random = {"source": "random", "seed": "0"}
+    for stored, asked, expected in (
+        ({}, {}, True),
+        ({}, {"input_size": 224}, True),
+        ({"name": "variant", "network": "efficientnet_lite0"}, {}, True),
+        ({"name": "variant", "network": "efficientnet_lite1"}, {}, False),
+        ({"input_size": 128}, {}, False),
+        ({"input_size": 128}, {"input_size": 128}, True),
+        ({"preprocess": "rescale"}, {}, False),
+        ({"preprocess": "rescale"}, {"preprocess": "rescale"}, True),
+        ({"weights": random}, {}, False),
+        ({"weights": random}, {"weights": "random"}, True),
+        ({"weights": random | {"seed": "1"}}, {"weights": "random"}, False),
+        ({"weights": of_file}, {}, False),
+        ({"weights": of_file}, {"weights": str(weights)}, True),
+        ({"weights": of_file | {"sha256": "0"}}, {"weights": str(weights)}, False),
+        ({"weights": of_file}, {"weights": str(tmp_path / "gone.pth")}, False),
+    ):
+        choice = Choice("efficientnet_lite0", "imagenet", None, "backbone")._replace(**asked)
+        found = as_is_command._is_asked_for(spec.model_copy(update=stored), choice, seed=0)
+        assert found == expected, f"{stored} for {asked}"
+
+
+def test_the_stored_network_answers_if_it_is_what_is_asked_for(project, capsys):
+    for arguments in ([], ["--backbone", "efficientnet_lite0"], ["--weights", "imagenet"]):
+        assert command_line(["as-is", "photos/daisy.png", "--top", "1", *arguments]) == 0
+        assert "building" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_vgg16s_top_five(project, capsys):
+    assert command_line(["as-is", "photos/daisy.png", "--backbone", "vgg16", "--weights", "random"]) == 0
+    said = capsys.readouterr()
+    path, *lines = said.out.splitlines()
+    assert path == "photos/daisy.png" and len(lines) == 5
+    assert "vgg16, whose weights are random: its classes mean nothing, 224 x 224, on 1 images" in said.err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

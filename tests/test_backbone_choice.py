@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from pipeline import artifacts, leaderboard, leaderboard_tables, networks, params, schema
+from pipeline import (
+    artifacts,
+    augmentation_sheet,
+    comparison,
+    leaderboard,
+    leaderboard_tables,
+    networks,
+    params,
+    schema,
+    training_curves,
+)
 from pipeline.__main__ import main as command_line
 from pipeline.backbones import choice, keras_applications, scaling, table
 from pipeline.backbones.choice import BackboneParams, Choice
 from pipeline.params import ParamsError
 from pipeline.progress import NoLog
 from pipeline.stages import backbone as stage
+from pipeline.stages import fine_tune, head
+from pipeline.tracking import contents
+from pipeline.training import fitting
+from tests import photographs
 
 BLOCK = {"weights": "imagenet", "input_size": 128, "preprocess": "backbone", "variants": {
     "own_size": {"network": "efficientnet_lite0", "input_size": None},
@@ -134,7 +149,7 @@ def test_without_a_name_all_networks_are_listed(project, capsys):
     assert command_line(["backbone"]) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert rows["inception_v3"][1:4] == ["299", "75", "2,048"]
-    assert len(rows) == 44
+    assert rows.keys() >= table.BACKBONES.keys() and len(rows) == 1 + len(table.BACKBONES)
 
 
 def test_describing_and_building_are_not_confused(project, capsys):
@@ -165,3 +180,40 @@ def test_an_ablation_is_marked_in_every_table(root):
     columns, rows = leaderboard.csv_table(marked)
     assert "ablation" in columns
     assert [row["ablation"] for row in rows[:3]] == ["fed pixels / 255", "fed pixels / 255", None]
+
+
+def test_a_trained_network_that_is_fed_wrongly_says_so_in_its_record_and_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fitting.prepare(threads=2, seed=0)
+    photographs.write_project(tmp_path)
+    directory = artifacts.BACKBONES / "tiny"
+    networks.write_spec(networks.read_spec(directory).model_copy(update={"preprocess": "rescale"}), directory)
+    titles = []
+    for module in (training_curves, augmentation_sheet):
+        monkeypatch.setattr(module, "draw", lambda *given, title, **more: titles.append(title))
+    for trained in (head, fine_tune):
+        run = photographs.train(trained, repeats=1)
+        assert artifacts.read_record(run / "record.json").ablation == "fed pixels / 255"
+        assert "ablation: tiny is fed pixels / 255" in capsys.readouterr().out
+    assert titles == [f"{kind}tiny · {stage} (ablation: fed pixels / 255)"
+                      for stage in ("head", "fine_tune") for kind in ("", "Augmentation of ")]  # fmt: skip
+
+
+def test_mlflow_has_an_ablation_as_a_tag_and_in_the_note():
+    def method(ablation: str | None) -> SimpleNamespace:
+        chosen = artifacts.Candidate(name="head", parameters={})
+        record = SimpleNamespace(network="lite0", method="head", ablation=ablation, candidates=[chosen], selected=0)
+        return SimpleNamespace(record=record, champion=False, validation=[{}], test={}, repeats=1, spread={})
+
+    compared = SimpleNamespace(parts=[])
+    wrong, plain = method("fed raw pixels"), method(None)
+    assert contents.lasting_tags(wrong, compared)["ablation"] == "fed raw pixels"
+    assert "ablation" not in contents.lasting_tags(plain, compared)
+    assert contents.description(wrong, "accuracy").startswith("`head` on `lite0` (ablation: fed raw pixels): ")
+    assert "ablation" not in contents.description(plain, "accuracy")
+
+
+def test_the_titles_of_the_comparisons_figures_are_marked():
+    assert leaderboard.title("lite0", "head", "fed raw pixels") == "lite0 · head (ablation: fed raw pixels)"
+    record = SimpleNamespace(network="lite0", method="head", ablation="fed raw pixels")
+    assert comparison.Method.title.fget(SimpleNamespace(record=record)).endswith("(ablation: fed raw pixels)")

@@ -38,7 +38,7 @@ DOCUMENTED = {
     "resnet101_v2": (224, 2048, 33, 44_675_560),
     "resnet152_v2": (224, 2048, 50, 60_380_648),
     "inception_v3": (299, 2048, 11, 23_851_784),
-    "inception_resnet_v2": (299, 1536, 43, 55_873_736),
+    "inception_resnet_v2": (299, 1536, 44, 55_873_736),
     "xception": (299, 2048, 14, 22_910_480),
     "mobilenet": (224, 1024, 13, 4_253_864),
     "mobilenet_v2": (224, 1280, 17, 3_538_984),
@@ -70,7 +70,8 @@ DOCUMENTED = {
     "convnext_large": (224, 1536, 39, 197_767_336),
     "convnext_xlarge": (224, 2048, 39, 350_196_968),
 }
-# One of every kind of preprocessing, top and way to find blocks; the others take minutes together.
+# Small ones, each with another top. Other kinds of preprocessing, ConvNeXt's top and blocks that are told by their
+# end are slow tests: all rows together take many minutes.
 QUICK = {"vgg16", "mobilenet", "mobilenet_v3_small"}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 
@@ -144,27 +145,67 @@ def test_every_row_is_documented_and_every_network_of_keras_has_one():
         assert (row.name, row.input_size, row.feature_width) == (name, *DOCUMENTED[name][:2])
 
 
-def test_checksums_are_those_that_keras_knows():
-    """Every official file, and its checksum, stands in Keras' source; of MobileNet's two, Keras knows none."""
-    unknown = set()
+class Asked(Exception):
+    """Keras has asked for a file."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_and_checksum_are_those_that_keras_itself_asks_for(name, monkeypatch):
+    """Of its own network with the top; of MobileNet's two it knows no checksum."""
+    import keras
+    from keras.src.utils import file_utils
+
+    def ask(fname=None, origin=None, *, file_hash=None, **others):
+        raise Asked(fname, origin, file_hash)
+
+    row = BACKBONES[name]
+    if not isinstance(row, Application):
+        pytest.skip("EfficientNet-Lite is not among Keras' networks")
+    monkeypatch.setattr(file_utils, "get_file", ask)
+    with pytest.raises(Asked) as asked:
+        shape = (row.input_size, row.input_size, 3)  # without one, MobileNetV3 warns
+        getattr(keras.applications, row.constructor)(weights="imagenet", input_shape=shape, **row.options)
+    assert asked.value.args == (row.imagenet.name, row.imagenet.url, row.imagenet.checksum)
+    assert (row.imagenet.checksum is None) == (name in ("mobilenet", "mobilenet_v2"))
+
+
+def test_checksums_stand_in_keras_source_once_and_belong_to_one_row():
+    """At once for all rows: Keras is asked row by row only in slow tests."""
+    checksums = []
     for name, row in BACKBONES.items():
-        if not isinstance(row, Application):
-            continue
-        source = Path(importlib.import_module(f"keras.src.applications.{source_of(row)}").__file__).read_text("utf-8")
-        if row.imagenet.checksum is None:
-            unknown.add(name)
-            assert "file_hash" not in source
-        else:
-            assert source.count(f'"{row.imagenet.checksum}"') == 1
-            assert row.constructor.lower()[:6] in row.imagenet.url.replace("_", "").lower()
-        folder = row.imagenet.url.rpartition("/")[0].removeprefix("https://storage.googleapis.com/")
-        assert folder.rpartition("/")[2] in source, name
-    assert unknown == {"mobilenet", "mobilenet_v2"}
+        if isinstance(row, Application) and row.imagenet.checksum is not None:
+            # ResNetV2's are in ResNet's module.
+            module = "resnet" if row.module == "resnet_v2" else row.module
+            source = Path(importlib.import_module(f"keras.src.applications.{module}").__file__).read_text("utf-8")
+            assert source.count(f'"{row.imagenet.checksum}"') == 1, name
+            checksums.append(row.imagenet.checksum)
+    assert len(set(checksums)) == len(checksums) == len(BACKBONES) - 3 - 2
 
 
-def source_of(row: Application) -> str:
-    """Return the module with the checksums; ResNetV2's are in ResNet's."""
-    return "resnet" if row.module == "resnet_v2" else row.module
+def test_inception_v3s_pooled_features_are_found_by_name():
+    model = BACKBONES["inception_v3"].architecture(input_size=75).model
+    assert networks.pooled(model, [networks.PooledLayer("avg_pool", "avg")]).output_shape == (None, 2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "parameters"), [("vgg16", 138_357_544), ("vgg19", 143_667_240)])
+def test_vgg_with_its_own_top_is_keras_network(name, parameters, tmp_path):
+    """At its own size alone; the conformance suite builds it smaller, without."""
+    import keras
+
+    row = BACKBONES[name]
+    official = getattr(keras.applications, row.constructor)(weights=None)
+    write_official(official, tmp_path / "official.h5")
+    model, spec = row.build(weights=str(tmp_path / "official.h5"), seed=0)
+    assert networks.count_parameters(model) == official.count_params() == parameters
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.float32)
+    fed = user_level(row)(pixels.copy())
+    fc2 = networks.pooled(model, [networks.PooledLayer("fc2", "avg")])(pixels, training=False).numpy()
+    assert fc2.shape == (2, 4096) and fc2.min() == 0 and fc2.max() > 0
+    assert model.get_layer("fc2").activation is keras.activations.relu
+    for received, layer in ((fc2, "fc2"), (networks.cut(model, spec.prediction_layer)(pixels).numpy(), "predictions")):
+        expected = networks.cut(official, layer)(fed, training=False).numpy()
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_network_is_as_documented(built):
@@ -198,6 +239,15 @@ def test_blocks_start_in_order_and_hold_weights(built):
     assert len({block.name for block in built.spec.blocks}) == len(starts)
     for start, end in zip(starts, [*starts[1:], order.index(built.spec.map_layer) + 1], strict=True):
         assert any(layer.weights for layer in built.model.layers[start:end])
+
+
+def test_a_residual_block_without_an_activation_is_a_block_of_its_own():
+    layers = ["conv2d", "max_pooling2d_1", "conv2d_1", "block8_9_conv", "block8_9_ac", "conv2d_2", "block8_10_conv",
+              "custom_scale_layer_39", "conv_7b", "conv_7b_bn", "conv_7b_ac"]  # fmt: skip
+    found = BACKBONES["inception_resnet_v2"].blocks.find(layers)
+    assert [(block.name, block.first_layer) for block in found] == [
+        ("block8_9", "conv2d_1"), ("block8_10", "conv2d_2"), ("conv_7b", "custom_scale_layer_39")
+    ]  # fmt: skip
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------

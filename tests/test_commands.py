@@ -333,6 +333,19 @@ def test_predict_calibrates_where_the_comparison_did_and_says_so(calibrated, cap
     assert [(row[1], row[2], row[4]) for row in rows] == [("1", "cat", "temperature"), ("2", "dog", "temperature")]
 
 
+def test_predictions_of_an_ablation_say_so_in_every_row(calibrated, capsys):
+    artifacts.write_json(artifacts.RUNS / "lite-svm" / "record.json", {"ablation": "fed pixels / 255"})
+    assert predict.main(arguments(predict, "photo.jpg", "--format", "json")) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert (row["calibration"], row["ablation"]) == ("temperature", "fed pixels / 255")
+    assert "lite-svm is an ablation: its network is fed pixels / 255" in said.err
+    predict.main(arguments(predict, "photo.jpg", "--format", "csv", "--uncalibrated"))
+    header, *rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["path", "rank", "label", "probability", "ablation"]
+    assert {row[4] for row in rows} == {"fed pixels / 255"}
+
+
 @pytest.mark.parametrize("why", ["asked for", "not calibrated", "compared by an older version"])
 def test_predict_gives_the_models_own_numbers(calibrated, capsys, why):
     if why == "not calibrated":

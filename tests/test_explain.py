@@ -117,6 +117,20 @@ def test_the_pages_show_what_was_chosen_from_validation_and_have_the_same_bytes_
     assert contents() == first
 
 
+def test_an_ablation_is_marked_on_every_page(project, monkeypatch):
+    assert run()["ablation"] is None
+    record = artifacts.read_record(artifacts.RUNS / RUN / "record.json")
+    ablation = artifacts.ablation("rescale")
+    artifacts.write_record(artifacts.RUNS / RUN / "record.json", record.model_copy(update={"ablation": ablation}))
+    titles = []
+    for page in ("heat_maps", "feature_maps", "kernels", "patterns"):
+        draw = getattr(explain_figures, page)
+        keep = lambda *given, title, draw=draw, **more: (titles.append(title), draw(*given, title=title, **more))  # noqa: E731
+        monkeypatch.setattr(explain_figures, page, keep)
+    assert run()["ablation"] == ablation
+    assert len(titles) == 4 and all(title.endswith(f": {artifacts.marked(RUN, ablation)}") for title in titles)
+
+
 def test_a_run_that_is_always_right_has_no_wrong_image_to_show(project, values):
     write_run(values["images"], wrong=0)
     about = run(images=12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def project(tmp_path, monkeypatch, network):
     return tmp_path
 
 
-def run(*, batch_size: int = 3, layers: list[str] | None = None, pooling: str = "avg") -> None:
+def run(*, batch_size: int = 3, layers: list[Any] | None = None, pooling: str = "avg") -> None:
     compute = {"threads": 1, "batch_size": batch_size, "engine": "openvino", "precision": "float32"}
     values = {"images": IMAGES, "compute": compute, "features": {"layers": layers, "pooling": pooling}}
     features.main(params.Params(values, features.READS), backbone="tiny", log=NoLog())
@@ -89,12 +90,43 @@ def test_layers_are_pooled_and_concatenated_in_the_order_given(project, network,
     assert meta["cost"]["parameters"] == network.count_params()
 
 
+def test_a_layer_may_be_pooled_otherwise_than_the_others(project, network):
+    layers = [
+        {"layer": "preprocess", "pooling": "max"},
+        "preprocess",
+        "mean",
+        {"layer": "preprocess", "pooling": "flatten"},
+    ]
+    run(layers=layers)
+    part = artifacts.read_part("train")
+    received = artifacts.read_features(artifacts.FEATURES / "tiny", part)
+    pixels = np.stack([images.load(file, size=8, params=images.ImageParams(**IMAGES)) for file in part.files])
+    maps = pixels / np.float32(255)
+    mean = maps.mean(axis=(1, 2))
+    expected = np.concatenate([maps.max(axis=(1, 2)), mean, mean, maps.reshape(len(maps), -1)], axis=1)
+    np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+    meta = artifacts.read_json(artifacts.FEATURES / "tiny" / "meta.json")
+    assert meta["features"] == {"layers": layers, "pooling": "avg"}
+    # What the feature store knows rows by: each pooling, and the order.
+    assert meta["tensors"] == ["preprocess:0:0:max", "preprocess:0:0:avg", "mean:0:0:avg", "preprocess:0:0:flatten"]
+
+
 def test_other_layers_and_another_pooling_are_other_features(project):
     digests = set()
-    for choice in ({}, {"layers": ["preprocess"]}, {"layers": ["preprocess"], "pooling": "max"}, {"layers": ["mean"]}):
+    of_its_own = {"layer": "preprocess", "pooling": "flatten"}
+    choices = (
+        {},
+        {"layers": ["preprocess"]},
+        {"layers": ["preprocess"], "pooling": "max"},
+        {"layers": ["mean"]},
+        {"layers": [of_its_own]},
+        {"layers": ["mean", of_its_own]},
+        {"layers": [of_its_own, "mean"]},
+    )
+    for choice in choices:
         run(**choice)
         digests.add(artifacts.sha256_path(artifacts.FEATURES / "tiny"))
-    assert len(digests) == 4
+    assert len(digests) == len(choices)
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest(project):

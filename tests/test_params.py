@@ -74,6 +74,10 @@ def test_the_committed_params_are_valid(values):
         ("backbone.variants", {"small_convnet": {"network": "vgg16"}}, r"small_convnet is a network of scratch"),
         ("features.layers", [], r"features\.layers must .*at least 1"),
         ("features.layers", ["fc1", "fc1"], r"features must be layers that are named once"),
+        ("features.layers", [{"layer": "fc1", "pooling": "mean"}], r"features\.layers\.pooling must be 'avg'"),
+        ("features.layers", ["fc1", {"layer": "fc1"}], r"features\.layers\.pooling is missing"),
+        ("features.layers", ["fc1", 3], r"features\.layers must be names of layers, or {layer: NAME, pooling: max}"),
+        ("features.layers", ["fc1", {"layer": "fc1", "pooling": "avg"}], r"named once, or each time with another pool"),
         ("features", {"layers": None, "pooling": "max"}, r"pooling: avg with layers: null"),
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
         ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
@@ -239,7 +243,7 @@ def test_a_layer_to_take_features_from_is_looked_for_in_the_stored_network(value
     values["fine_tune"]["unfreeze"]["last_blocks"] = 1
     values["features"]["layers"] = ["block1_conv", "predictions"]
     schema.check_against_results(values)
-    values["features"]["layers"] = ["block1_conv", "block1_pool"]
+    values["features"]["layers"] = ["block1_conv", {"layer": "block1_pool", "pooling": "max"}]
     message = r"features\.layers must be layers of efficientnet_lite0, received 'block1_pool'\. Nearest: .*block1_conv"
     with pytest.raises(ParamsError, match=message + ".*python -m pipeline backbone efficientnet_lite0"):
         schema.check_against_results(values)
@@ -320,3 +324,12 @@ def test_runs_are_what_is_declared_and_nothing_else(values):
     values["classifiers"] = {"rbf_svm": values["classifiers"]["rbf_svm"]}
     names = [run.name for run in params.declared_runs(values)]
     assert names == ["efficientnet_lite0-rbf_svm", "efficientnet_lite0-head", "small_convnet-scratch"]
+
+
+def test_overriding_changes_no_other_line_however_often(root, tmp_path):
+    before = (root / params.PARAMS_FILE).read_text(encoding="utf-8")
+    file = tmp_path / "params.yaml"
+    file.write_text(before, encoding="utf-8")
+    for epochs in (7, 8, 30):
+        params.override(file, {"head.epochs": epochs, "features.layers": ["fc2"] if epochs < 30 else None})
+    assert file.read_text(encoding="utf-8") == before

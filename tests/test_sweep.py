@@ -108,6 +108,17 @@ def run(classifier: str = "logistic_regression", log: NoLog | None = None) -> No
     sweep.main(Params(VALUES, reads), backbone="tiny", classifier=classifier, log=log or NoLog())
 
 
+def test_the_record_of_a_classifier_says_what_its_features_were_fed(project, capsys):
+    run()
+    assert artifacts.read_record(RUN / "record.json").ablation is None
+    meta = artifacts.FEATURES / "tiny" / "meta.json"
+    artifacts.write_json(meta, artifacts.read_json(meta) | {"ablation": "fed pixels / 255"})
+    capsys.readouterr()
+    run()
+    assert artifacts.read_record(RUN / "record.json").ablation == "fed pixels / 255"
+    assert "ablation: the features are those of tiny fed pixels / 255" in capsys.readouterr().out
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     files = (file for file in sorted(directory.rglob("*")) if file.is_file())
     return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}

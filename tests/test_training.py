@@ -226,6 +226,24 @@ def test_the_best_epoch_is_kept_not_the_last(keras, digits, callbacks):
     assert loss == pytest.approx(min(fitted.history["val_loss"]), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize(("plateau", "stopping", "rates"), [
+    # Nothing improves after the first epoch: the rate falls after so many more, and training ends after so many.
+    ({"factor": 0.2, "patience": 3}, {"patience": 5}, [1.0] * 4 + [0.2] * 2),
+    ({"factor": 0.5, "patience": 1}, {"patience": 3}, [1.0] * 2 + [0.5, 0.25]),
+    (None, {"patience": 2}, [1.0] * 3),
+    ({"factor": 0.1, "patience": 2}, None, [1.0] * 3 + [0.1] * 2 + [0.01] * 2 + [0.001]),
+])  # fmt: skip
+def test_without_improvement_the_rate_falls_and_training_stops_as_params_say(keras, digits, plateau, stopping, rates):
+    still = 1e-12  # too low to change an answer
+    asked = {"reduce_on_plateau": plateau, "early_stopping": stopping}
+    read = fitting.FitParams.model_validate(PARAMS.model_dump() | asked)
+    callbacks = {name: getattr(read, name) for name in asked}
+    fitted = fit(headed(), digits, epochs=8, learning_rate=still, **callbacks)
+    assert len(set(fitted.history["val_loss"])) == 1
+    assert fitted.history["learning_rate"] == pytest.approx([still * rate for rate in rates])
+    assert fitted.best_epoch == 0
+
+
 def test_every_epoch_sees_every_image_once_as_a_view_of_that_epoch(keras, digits):
     seen = []
 

@@ -101,10 +101,11 @@ def assert_predicted_as_evaluated(run: Path) -> None:
 
 
 def test_without_views_at_test_time_validation_and_test_images_are_never_augmented(project):
-    run, drawn = trained(scratch, views=0)
-    assert drawn == {"train": {0, 1}}  # in an epoch, and on the sheet of augmented images
-    assert "test_time" not in artifacts.read_json(run / "frozen.json")
-    assert_predicted_as_evaluated(run)
+    for stage in (head, fine_tune, scratch):  # fine_tune starts from the head of before
+        run, drawn = trained(stage, views=0)
+        assert drawn == {"train": {0, 1}}, run  # in an epoch, and on the sheet of augmented images
+        assert "test_time" not in artifacts.read_json(run / "frozen.json")
+        assert_predicted_as_evaluated(run)
 
 
 RECIPE = {"pooling": "flatten", "hidden_units": [8], "output": "sigmoid",

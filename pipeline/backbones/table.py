@@ -153,7 +153,8 @@ _ENTRIES: tuple[Backbone, ...] = (
         smallest_size=75,
         feature_width=1536,
         scaling=SIGNED,
-        blocks=Blocks(r"max_pooling2d_1|(mixed_\d[a-z])|(block\d+_\d+)_ac|(conv_7b)_ac", by="end"),
+        # The last residual block has no activation: what it adds, which holds no weights, is left to the one after it.
+        blocks=Blocks(r"max_pooling2d_1|(mixed_\d[a-z])|(block\d+_\d+)_ac|(block8_10)_conv|(conv_7b)_ac", by="end"),
         imagenet=_file(
             "inception_resnet_v2/inception_resnet_v2_weights_tf_dim_ordering_tf_kernels.h5",
             "e693bd0210a403b3192acc6073ad2e96",

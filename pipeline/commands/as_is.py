@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import activations, artifacts, imagenet, images, inference, networks, params, provenance
 from pipeline.backbones import choice
+from pipeline.backbones.table import BACKBONES
 from pipeline.errors import BakeoffError
 from pipeline.image_files import find_images
 from pipeline.progress import announce
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", metavar="PATH", help="image files, folders, patterns, or parts: train, validation, test"
     )
     parser.add_argument("--backbone", help="network or variant; without it, the first that params.yaml lists")
-    parser.add_argument("--weights", help="imagenet, random or a file; without it, the stored network if there is one")
+    parser.add_argument("--weights", help="imagenet, random or a file; without it, as params.yaml says")
     parser.add_argument("--top", type=int, default=5, help="classes to show for an image (default: %(default)s)")
 
 
@@ -84,23 +85,29 @@ def lines(files: Sequence[Path], rows: np.ndarray, names: Sequence[str], *, top:
 def _network(
     values: dict, backbone: str | None, weights: str | None
 ) -> tuple[activations.FrozenPart, networks.NetworkSpec]:
-    """Return a network up to its classes, and its spec: the stored one, or one that is built for this call."""
+    """Return a network up to its classes, and its spec: the stored one if it is what is asked for, else one built now.
+
+    A recipe or an edit of params.yaml leaves networks of other sizes, weights or preprocessing behind.
+    """
     block = params.parse(params.lookup(values, "backbone"), choice.BackboneParams, where="backbone")
     name = backbone or next(iter(params.lookup(values, "backbones")), None)
     if name is None:
         raise BakeoffError("params.yaml: backbones is empty: name a network with --backbone")
-    chosen = choice.resolve(name, block)
+    if weights is not None:
+        variants = {
+            variant: given.model_copy(update={"weights": weights}) if variant == name else given
+            for variant, given in block.variants.items()
+        }
+        block = block.model_copy(update={"weights": weights, "variants": variants})
+    asked, seed = choice.resolve(name, block), params.lookup(values, "seed")
     stored = artifacts.BACKBONES / name
-    if weights is None and (stored / networks.SPEC).is_file():
+    if (stored / networks.SPEC).is_file():
         spec = networks.read_spec(stored)
-        return activations.FrozenPart.up_to(_classes_of(spec), backbone=name), spec
-    given = block.model_copy(update={"weights": weights or block.weights})
-    if weights is not None and name in block.variants:
-        variant = block.variants[name].model_copy(update={"weights": weights})
-        given = given.model_copy(update={"variants": {**block.variants, name: variant}})
-    announce(f"building {name} with weights: {weights or chosen.weights}")
+        if _is_asked_for(spec, asked, seed=seed):
+            return activations.FrozenPart.up_to(_classes_of(spec), backbone=name), spec
+    announce(f"building {name} with weights: {asked.weights}")
     networks.start_tensorflow()
-    model, spec = choice.build(name, given, seed=params.lookup(values, "seed"))
+    model, spec = choice.build(name, block, seed=seed)
     layer = _classes_of(spec)
     code = provenance.code_digest(["pipeline.backbones.table"])
     return activations.FrozenPart(
@@ -109,6 +116,19 @@ def _network(
         tensors=(f"{layer}:0:0",),
         input_size=spec.input_size,
     ), spec
+
+
+def _is_asked_for(spec: networks.NetworkSpec, asked: choice.Choice, *, seed: int) -> bool:
+    """Return whether a stored network is the one that a name stands for now."""
+    size = asked.input_size or BACKBONES[asked.network].input_size
+    if (spec.network or spec.name, spec.input_size, spec.preprocess) != (asked.network, size, asked.preprocess):
+        return False
+    if asked.weights == "imagenet":
+        return spec.weights.get("source") == "imagenet"
+    if asked.weights == "random":
+        return spec.weights == {"source": "random", "seed": str(seed)}
+    file = Path(asked.weights)
+    return file.is_file() and spec.weights.get("sha256") == artifacts.sha256_file(file)
 
 
 def _classes_of(spec: networks.NetworkSpec) -> str:

@@ -56,8 +56,8 @@ def main(arguments: argparse.Namespace) -> int:
     for chunk in progress(chunks, total=len(chunks), label=f"{run}: {len(files)} images", unit="chunks"):
         readable, probabilities = _classify(model, chunk, failed, images.ImageError)
         rows += [_row(*pair, model.classes, arguments.top) for pair in zip(readable, probabilities, strict=True)]
-    if calibrator:
-        rows = [row | {"calibration": calibrator["kind"]} for row in rows]
+    told = {"calibration": calibrator and calibrator["kind"], "ablation": ablation}
+    rows = [row | {name: value for name, value in told.items() if value} for row in rows]
     text = FORMATS[arguments.format](rows)
     if arguments.output:
         artifacts.write_text(arguments.output, text)
@@ -113,12 +113,12 @@ def _as_table(rows: Sequence[dict]) -> str:
 def _as_csv(rows: Sequence[dict]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    calibrated = ["calibration"] if rows and "calibration" in rows[0] else []
-    writer.writerow(["path", "rank", "label", "probability", *calibrated])
+    told = [name for name in ("calibration", "ablation") if rows and name in rows[0]]
+    writer.writerow(["path", "rank", "label", "probability", *told])
     for row in rows:
         for rank, entry in enumerate(row["top"], start=1):
-            kind = [row[name] for name in calibrated]
-            writer.writerow([row["path"], rank, entry["label"], f"{entry['probability']:.9g}", *kind])
+            values = [row[name] for name in told]
+            writer.writerow([row["path"], rank, entry["label"], f"{entry['probability']:.9g}", *values])
     return file.getvalue()
 
 

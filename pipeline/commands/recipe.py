@@ -1,4 +1,4 @@
-"""Put a recipe of docs/recipes.md in place: the values of params.yaml that it names, and nothing else.
+"""Put a recipe of docs/recipes.md in place of the one before: the values of params.yaml that it names.
 
 Without a name: list the recipes.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import subprocess
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from pipeline import params, recipes, schema
 from pipeline.progress import say
@@ -39,9 +42,14 @@ def main(arguments: argparse.Namespace) -> int:
             "`python -m pipeline recipe` lists all of them"
         )
     values = params.load()
-    changes = recipes.replacements(recipe, values)
+    committed = _committed()
+    if committed is None:
+        say("No commit holds params.yaml: what another recipe has left there stays.")
+    begun = recipes.start(recipe, values, committed or values, known.values())
+    wanted = params.replaced(begun, recipes.replacements(recipe, begun))
     # Before anything is written: what the recipe asks for may not fit what else params.yaml says.
-    schema.check(params.replaced(values, changes))
+    schema.check(wanted)
+    changes = recipes.differences(values, wanted)
     say(f"{recipe.name}: {recipe.title}")
     for key, value in changes.items():
         say(f"  {key}: {_shown(params.lookup(values, key))} -> {_shown(value)}")
@@ -52,6 +60,17 @@ def main(arguments: argparse.Namespace) -> int:
         say("params.yaml is written; `git diff params.yaml` shows it, `git checkout params.yaml` takes it back.")
     say("Next: make repro")
     return 0
+
+
+def _committed() -> Mapping[str, Any] | None:
+    """Return what params.yaml says in the last commit, None without git, a commit or the file in it."""
+    command = ["git", "show", f"HEAD:./{params.PARAMS_FILE}"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+        found = yaml.safe_load(shown.stdout)
+    except (OSError, subprocess.CalledProcessError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _shown(value: Any) -> str:

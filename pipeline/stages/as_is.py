@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,8 +48,9 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     )
     top, names = imagenet.top_classes(probabilities, k=k), imagenet.class_names()
     with artifacts.whole_directory(out) as directory:
-        _write_predictions(directory / "predictions.csv", part, probabilities, top, names)
-        for label in _write_classes(directory / "classes.csv", part, probabilities, top, names):
+        mark = _mark(spec)
+        _write_predictions(directory / "predictions.csv", part, probabilities, top, names, mark)
+        for label in _write_classes(directory / "classes.csv", part, probabilities, top, names, mark):
             say(label)
         _write_sheet(directory / "sheet.png", part, probabilities, top, names, spec, params)
     say(f"look at {out / 'sheet.png'}")
@@ -71,34 +72,55 @@ def probabilities_of(
 def title(spec: networks.NetworkSpec) -> str:
     """Return the network's name, and what there is to know before one looks at its classes."""
     drawn = ", whose weights are random: its classes mean nothing" if spec.weights.get("source") == "random" else ""
-    return artifacts.marked(spec.name, artifacts.ablation(spec.preprocess)) + drawn
+    return _name(spec) + drawn
+
+
+def _name(spec: networks.NetworkSpec) -> str:
+    return artifacts.marked(spec.name, artifacts.ablation(spec.preprocess))
+
+
+def _mark(spec: networks.NetworkSpec) -> dict[str, str]:
+    """Return the column that a table of an ablation has, and what stands in every row of it."""
+    ablation = artifacts.ablation(spec.preprocess)
+    return {} if ablation is None else {"ablation": ablation}
 
 
 def without_classes(spec: networks.NetworkSpec) -> str:
     """Return in words that a network has no classes to show, and why."""
     return (
-        f"{spec.name} has none of ImageNet's classes: its file of weights has none, or they belong to another input "
+        f"{_name(spec)} has none of ImageNet's classes: its file of weights has none, or they belong to another input "
         f"size than {spec.input_size} x {spec.input_size} (backbone.input_size: null is the network's own)"
     )
 
 
 def _write_predictions(
-    path: Path, part: artifacts.Part, probabilities: np.ndarray, top: np.ndarray, names: Sequence[str]
+    path: Path,
+    part: artifacts.Part,
+    probabilities: np.ndarray,
+    top: np.ndarray,
+    names: Sequence[str],
+    mark: Mapping[str, str],
 ) -> None:
     ranks = range(1, top.shape[1] + 1)
-    columns = ["path", "label", *(f"{what}_{rank}" for rank in ranks for what in ("class", "name", "probability"))]
+    guesses = (f"{what}_{rank}" for rank in ranks for what in ("class", "name", "probability"))
+    columns = ["path", "label", *guesses, *mark]
     rows: list[dict[str, Any]] = []
     for row, path_in_split in enumerate(part.paths):
         cells: dict[str, Any] = {"path": path_in_split, "label": part.classes[part.labels[row]]}
         for rank, index in enumerate(top[row], start=1):
             probability = f"{probabilities[row, index]:.6f}"
             cells |= {f"class_{rank}": index, f"name_{rank}": names[index], f"probability_{rank}": probability}
-        rows.append(cells)
+        rows.append(cells | mark)
     artifacts.write_csv(path, columns, rows)
 
 
 def _write_classes(
-    path: Path, part: artifacts.Part, probabilities: np.ndarray, top: np.ndarray, names: Sequence[str]
+    path: Path,
+    part: artifacts.Part,
+    probabilities: np.ndarray,
+    top: np.ndarray,
+    names: Sequence[str],
+    mark: Mapping[str, str],
 ) -> list[str]:
     """Write what is guessed for each of our classes; return a sentence a class with the most frequent guesses."""
     rows, sentences = [], []
@@ -110,12 +132,13 @@ def _write_classes(
         rows += [
             {"label": label, "images": len(members), "name": names[guess.imagenet_class], **guess._asdict()}
             | {"mean_probability": f"{guess.mean_probability:.6f}"}
+            | mark
             for guess in found
         ]
         often = [guess for guess in found[:3] if guess.top_1]
         first = [f"{names[guess.imagenet_class]} {guess.top_1 / len(members):.0%}" for guess in often]
         sentences.append(f"{label}: {len(members)} images, most often seen as {', '.join(first)}")
-    artifacts.write_csv(path, CLASS_COLUMNS, rows)
+    artifacts.write_csv(path, [*CLASS_COLUMNS, *mark], rows)
     return sentences
 
 
@@ -146,7 +169,7 @@ def _write_sheet(
         ]
     picture_sheet.draw(
         sections,
-        title=f"What {artifacts.marked(spec.name, artifacts.ablation(spec.preprocess))} sees, as it is",
+        title=f"What {_name(spec)} sees, as it is",
         subtitle=f"Its {top.shape[1]} most probable ImageNet classes on validation images, at equal distances "
         "in the manifest",
         path=path,

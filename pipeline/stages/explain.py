@@ -25,9 +25,12 @@ TEXTBOOK_SIDE = 224
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network, and the validation images with what was predicted for them, float32 (n, classes)."""
+    """A trained network, and the validation images with what was predicted for them, float32 (n, classes).
 
-    run: str
+    ``title``: of the run, with its ablation if it is one.
+    """
+
+    title: str
     network: saliency.ExplainedNetwork
     layers: Sequence[str]
     part: artifacts.Part
@@ -64,10 +67,13 @@ def main(params: Params, *, run: str, log: Log) -> None:
     except (networks.NetworkError, saliency.SaliencyError) as error:
         raise ParamsError(f"params.yaml: explain.layers.{record.network}: {error}") from None
     image_params = images.ImageParams.model_validate(record.parameters["images"])
-    subject = Subject(run, network, layers, part, probabilities, image_params)
+    subject = Subject(
+        artifacts.marked(run, record.ablation), network, layers, part, probabilities, image_params
+    )
     with artifacts.whole_directory(artifacts.RESULTS / "explain" / run) as directory:
         about = {
             "run": run,
+            "ablation": record.ablation,
             "record": identity.record_digest(artifacts.RUNS / run),
             "heat_maps": _heat_maps(subject, explain, directory / "gradcam.png"),
             "kernels": _kernels(subject, directory / "filters.png"),
@@ -115,7 +121,7 @@ def _heat_maps(subject: Subject, explain: saliency.ExplainParams, path: Path) ->
     examples = {row: _example(subject, row, *found) for row, *found in zip(rows, pixels, heat, strict=True)}
     explain_figures.heat_maps(
         [explain_figures.Group(heading, [examples[row] for row in group]) for heading, group in chosen.items()],
-        title=f"What speaks for the prediction: {subject.run}",
+        title=f"What speaks for the prediction: {subject.title}",
         subtitle="Grad-CAM: the brighter the color, the more that place raised the score of the predicted class; "
         "no color: nothing did.\n"
         f"Each map of {heat.shape[1]} x {heat.shape[2]} ({network.map_layer}) is scaled by its own maximum. Images at "
@@ -155,7 +161,7 @@ def _feature_maps(subject: Subject, path: Path) -> dict[str, Any]:
     explain_figures.feature_maps(
         layers,
         list(zip(rows, pixels, strict=True)),
-        title=f"What layers make of an image: {subject.run}",
+        title=f"What layers make of an image: {subject.title}",
         subtitle=f"Of each layer {FILTERS} filters at equal distances among those whose output varies at all; yellow "
         "is its greatest, violet its least value in these images.\nThe image in the middle of each class in the manifest, "
         + _classes(subject),
@@ -176,7 +182,7 @@ def _kernels(subject: Subject, path: Path) -> dict[str, Any]:
     shown = min(len(values), explain_figures.KERNELS)
     explain_figures.kernels(
         values,
-        title=f"What the first convolution looks for: {subject.run}",
+        title=f"What the first convolution looks for: {subject.title}",
         subtitle=f"{shown} of {len(values)} kernels of {layer}, {rows} x {columns} weights for each of red, green and "
         "blue; mid-grey is 0.\nEach is scaled by its own largest weight: faint ones look as strong as strong ones.",
         path=path,
@@ -196,7 +202,7 @@ def _patterns(
         layers.append(explain_figures.LayerPatterns(name, filters, *found))
     explain_figures.patterns(
         layers,
-        title=f"Images made for filters: {subject.run}",
+        title=f"Images made for filters: {subject.title}",
         subtitle=f"{settings.steps} steps of gradient ascent from grey noise to what raises a filter's mean output, "
         "before → after;\nno photographs. The filters are some of those whose feature maps are shown.",
         path=path,

@@ -40,7 +40,7 @@ def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: networks.P
     averages = isinstance(own, keras.layers.GlobalAveragePooling2D) and not own.keepdims
     if pooling == "avg" and averages and own.input is feature_map.output:
         return networks.cut(network, spec.feature_layer)
-    return networks.pooled(network, [spec.map_layer], pooling=pooling)
+    return networks.pooled(network, [networks.PooledLayer(spec.map_layer, pooling)])
 
 
 def add_head(trunk: keras.Model, *, n_classes: int, params: HeadParams) -> keras.Model:
