@@ -267,8 +267,8 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
 def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
     """Return a converted network with its own ``count`` outputs only.
 
-    TensorFlow gives swish a gradient of its own, and OpenVINO takes what that keeps at hand, in every layer, for outputs.
-    Keras calls the network's own Identity:0, Identity_1:0, ...
+    TensorFlow gives swish a gradient of its own, and OpenVINO takes what that keeps at hand, in every layer, for
+    outputs. Keras calls the network's own Identity:0, Identity_1:0, ...
     """
     openvino = _import_openvino()
     names = ["Identity:0", *(f"Identity_{number}:0" for number in range(1, count))]

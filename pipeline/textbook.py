@@ -41,7 +41,9 @@ def max_pool(grey: np.ndarray, side: int) -> np.ndarray:
     """
     height, width = _grey(grey).shape
     if not 1 <= side <= min(height, width):
-        raise ValueError(f"side must be from 1 to {min(height, width)} for an image of {height} x {width}, received {side}")
+        raise ValueError(
+            f"side must be from 1 to {min(height, width)} for an image of {height} x {width}, received {side}"
+        )
     rows, columns = height // side, width // side
     return grey[: rows * side, : columns * side].reshape(rows, side, columns, side).max(axis=(1, 3))
 

@@ -163,8 +163,8 @@ def _feature_maps(subject: Subject, path: Path) -> dict[str, Any]:
         list(zip(rows, pixels, strict=True)),
         title=f"What layers make of an image: {subject.title}",
         subtitle=f"Of each layer {FILTERS} filters at equal distances among those whose output varies at all; yellow "
-        "is its greatest, violet its least value in these images.\nThe image in the middle of each class in the manifest, "
-        + _classes(subject),
+        "is its greatest, violet its least value in these images.\n"
+        f"The image in the middle of each class in the manifest, {_classes(subject)}",
         path=path,
     )
     return {
