@@ -67,9 +67,7 @@ def main(params: Params, *, run: str, log: Log) -> None:
     except (networks.NetworkError, saliency.SaliencyError) as error:
         raise ParamsError(f"params.yaml: explain.layers.{record.network}: {error}") from None
     image_params = images.ImageParams.model_validate(record.parameters["images"])
-    subject = Subject(
-        artifacts.marked(run, record.ablation), network, layers, part, probabilities, image_params
-    )
+    subject = Subject(artifacts.marked(run, record.ablation), network, layers, part, probabilities, image_params)
     with artifacts.whole_directory(artifacts.RESULTS / "explain" / run) as directory:
         about = {
             "run": run,
