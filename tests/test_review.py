@@ -149,6 +149,16 @@ def test_a_seed_from_the_clock_is_told_even_if_nothing_diverged(project):
     assert "non-determinism (sweep)" in report.headline(found)
 
 
+def test_another_champion_has_a_cause_though_every_output_is_reproduced(project, monkeypatch):
+    repro(project, OTHER_PACKAGE="1e-7")
+    champion = verdicts.Metric("champion", "run", "a", "b", verdicts.DIVERGED)
+    monkeypatch.setattr(verdicts, "metrics_of", lambda *sides, **more: [champion])
+    found = reviewed.review(project)
+    assert verdicts_of(found)[RUN] == verdicts.CLOSE
+    assert found.verdict == verdicts.DIVERGED
+    assert kinds(found) == {(causes.UNEXPLAINED, "sweep")}
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [('"rank": 1', '"rank": 2'), ('"p_holm": 0.5', '"p_holm": 0.001'), ('"multiply_adds": 1', '"multiply_adds": 0')],

@@ -93,8 +93,8 @@ def review(request: Request) -> Review:
         differing = environments.from_lock(sides.text(environments.LOCK), environments.installed())
         wrong, unknown = inquiry.disagreements(sides, request.params.tolerance)
         reasons = inquiry.reasons(
-            sides, outputs, [*known, *wrong], replay=work, differing=differing, environment=request.environment,
-            witness=request.witness,
+            sides, outputs, metrics, [*known, *wrong], replay=work, differing=differing,
+            environment=request.environment, witness=request.witness,
         )  # fmt: skip
         return Review(
             revision=request.revision,

@@ -14,7 +14,7 @@ from pipeline.review.closeness import ToleranceParams
 from pipeline.review.locks import Stage
 from pipeline.review.replay import Replay
 from pipeline.review.sides import Sides
-from pipeline.review.verdicts import Output, ReviewParams, Truth
+from pipeline.review.verdicts import Metric, Output, ReviewParams, Truth
 
 CATALOG = artifacts.CATALOG.as_posix()
 LEADERBOARD = artifacts.LEADERBOARD.as_posix()
@@ -27,6 +27,7 @@ Witness = Callable[[Collection[str]], Mapping[str, Sequence[Mapping[str, str]]]]
 def reasons(
     sides: Sides,
     outputs: Sequence[Output],
+    metrics: Sequence[Metric],
     known: Sequence[Finding],
     *,
     replay: Replay,
@@ -42,6 +43,9 @@ def reasons(
     """
     unlike = {one.stage for one in outputs if one.verdict != verdicts.IDENTICAL}
     diverged = {one.stage for one in outputs if one.verdict == verdicts.DIVERGED}
+    if any(one.verdict == verdicts.DIVERGED for one in metrics) and not diverged:
+        # Another champion of runs that are equivalent.
+        diverged = set(causes.first(sides.pipeline, unlike))
     first = {*causes.first(sides.pipeline, unlike), *causes.first(sides.pipeline, diverged)}
     found: list[Finding] = []
     for stage in sides.pipeline.stages:
