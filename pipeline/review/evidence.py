@@ -18,7 +18,8 @@ from pipeline.review import locks
 from pipeline.review.closeness import ToleranceParams
 from pipeline.review.verdicts import PREDICTIONS, RECORD, Truth
 
-# Where the split's table lies in a project, as dvc.yaml writes it.
+# Where the tables of all images and of the split lie in a project, as dvc.yaml writes it.
+IMAGE_TABLE = artifacts.CATALOG.as_posix()
 SPLIT_TABLE = artifacts.MANIFEST.as_posix()
 MOST_SHOWN = 5
 

@@ -16,7 +16,6 @@ from pipeline.review.replay import Replay
 from pipeline.review.sides import Sides
 from pipeline.review.verdicts import Metric, Output, ReviewParams, Truth
 
-CATALOG = artifacts.CATALOG.as_posix()
 LEADERBOARD = artifacts.LEADERBOARD.as_posix()
 SUMMARY = artifacts.LEADERBOARD.with_name("metrics.json").as_posix()
 
@@ -127,7 +126,7 @@ def leaks(sides: Sides, outputs: Sequence[Output]) -> list[Finding]:
     found = [text for table in dict.fromkeys(tables) if table and table.is_file() for text in evidence.leaks(table)]
     if any(one.stage == split and one.verdict != verdicts.IDENTICAL for one in outputs):
         found += _copies(sides, sides.pipeline.stage(split))
-    catalog = sides.replayed_path(CATALOG) or sides.claimed_path(CATALOG)
+    catalog = sides.replayed_path(evidence.IMAGE_TABLE) or sides.claimed_path(evidence.IMAGE_TABLE)
     known = evidence.predefined_twice(catalog) if catalog else set()
     texts: dict[str, dict[str, None]] = {causes.LEAK: {}, causes.KNOWN_LEAK: {}}
     for sha256, text in found:
