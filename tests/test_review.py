@@ -119,6 +119,76 @@ def test_a_seed_from_the_clock_is_non_determinism(project):
     assert kinds(found) == {(causes.NOT_DETERMINISTIC, "sweep")}
 
 
+def test_a_seed_from_the_clock_is_not_excused_by_an_edit_of_another_stage_that_changed_nothing(project):
+    edit(project / "pipeline/sweep.py", "PCG64(seed)", "PCG64(__import__('time').time_ns())")
+    repro(project)
+    with (project / "pipeline/catalog.py").open("a", encoding="utf-8") as file:
+        file.write("# nothing\n")
+    commit(project)
+    found = reviewed.review(project)
+    assert {(one.kind, one.stage) for one in found.findings} == {(causes.CODE, "dataset")}
+    assert kinds(found) == {(causes.NOT_DETERMINISTIC, "sweep")}
+
+
+def last_digits(project: Path, noise: str) -> None:
+    """Give the sweep predictions that differ a little at every run, and commit what it says now."""
+    edit(project / "pipeline/sweep.py", "    good += ", f"    good = numpy.clip(good + {noise}, 0, 1)\n    good += ")
+    repro(project)
+
+
+# Without a seed it takes one from the system.
+CLOCK = "numpy.float32(numpy.random.default_rng().random() * 5e-7)"
+
+
+def test_a_seed_from_the_clock_is_told_even_if_nothing_diverged(project):
+    last_digits(project, CLOCK)
+    found = reviewed.review(project)
+    assert verdicts_of(found)[RUN] == verdicts.CLOSE
+    assert found.verdict == verdicts.CLOSE
+    assert kinds(found) == {(causes.NOT_DETERMINISTIC, "sweep")}
+    assert "non-determinism (sweep)" in report.headline(found)
+
+
+def test_another_champion_has_a_cause_though_every_output_is_reproduced(project, monkeypatch):
+    repro(project, OTHER_PACKAGE="1e-7")
+    champion = verdicts.Metric("champion", "run", "a", "b", verdicts.DIVERGED)
+    monkeypatch.setattr(verdicts, "metrics_of", lambda *sides, **more: [champion])
+    found = reviewed.review(project)
+    assert verdicts_of(found)[RUN] == verdicts.CLOSE
+    assert found.verdict == verdicts.DIVERGED
+    assert kinds(found) == {(causes.UNEXPLAINED, "sweep")}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"rank": 1', '"rank": 2'), ('"p_holm": 0.5', '"p_holm": 0.001'), ('"multiply_adds": 1', '"multiply_adds": 0')],
+)
+def test_a_table_edited_by_hand_is_fabricated_though_the_runs_that_it_is_of_differ_in_last_digits(
+    project, before, after
+):
+    """What the stage makes of the claimed runs is not what is claimed, whatever the replayed runs are."""
+    last_digits(project, CLOCK)
+    forge(project, "results/leaderboard.json", before, after)
+    found = reviewed.review(project)
+    assert verdicts_of(found)[RUN] == verdicts.CLOSE
+    assert verdicts_of(found)["results/leaderboard.json"] == verdicts.DIVERGED
+    assert verdicts_of(found)["results/metrics.json"] in (verdicts.CLOSE, verdicts.IDENTICAL)
+    assert (causes.FABRICATED, "compare") in kinds(found)
+
+
+def test_what_is_made_of_equivalent_runs_is_judged_by_making_it_of_the_claimed_ones(project):
+    """All the numbers of the table move with the runs; it is reproduced as well as they are."""
+    last_digits(project, "numpy.random.default_rng().normal(0, 0.1, len(labels)).astype('float32')")
+    generous = reviewed.JUDGED_BY.equivalence.model_copy(update={"margin": 0.9, "loss_margin": 0.9})
+    found = reviewed.review(project, params=reviewed.JUDGED_BY.model_copy(update={"equivalence": generous}))
+    assert verdicts_of(found)[RUN] == verdicts.EQUIVALENT
+    (table,) = [one for one in found.outputs if one.path == "results/leaderboard.json"]
+    assert table.verdict in (verdicts.EQUIVALENT, verdicts.IDENTICAL)
+    if table.verdict == verdicts.EQUIVALENT:
+        assert table.basis == verdicts.REMADE
+        assert table.notes[0] == "of the claimed runs: identical"
+
+
 def test_another_package_version_is_environment(project):
     repro(project, OTHER_PACKAGE="0.2")
     (project / "requirements.lock").write_text("numpy==1.99.0\n", encoding="utf-8")
@@ -126,6 +196,53 @@ def test_another_package_version_is_environment(project):
     found = reviewed.review(project)
     assert kinds(found) == {(causes.ENVIRONMENT, "sweep")}
     assert "requirements.lock wants 1.99.0" in found.causes[0].text
+
+
+def test_a_package_that_no_stage_imports_excuses_nothing(project):
+    forge(project, "results/leaderboard.json", '"p_holm": 0.5', '"p_holm": 0.001')
+    (project / "requirements.lock").write_text("pytest==1.0\n", encoding="utf-8")
+    commit(project)
+    found = reviewed.review(project)
+    assert found.environment_notes, "it is told all the same"
+    assert kinds(found) == {(causes.FABRICATED, "compare")}
+
+
+def test_metrics_that_the_claimed_predictions_do_not_give_are_fabricated_whatever_packages_differ(project):
+    value = reviewed.leaderboard(project)[0]["test"]["accuracy"]["value"]
+    forge(project, "results/leaderboard.json", f"{value}", "0.99")
+    (project / "requirements.lock").write_text("numpy==1.99.0\n", encoding="utf-8")
+    commit(project)
+    assert kinds(reviewed.review(project)) == {(causes.FABRICATED, "compare")}
+
+
+def test_other_predictions_of_other_packages_do_not_make_the_comparison_fabricated(project):
+    """Nobody wrote down what the claimant had: the sweep is unexplained, and the comparison is what follows from it."""
+    repro(project, OTHER_PACKAGE="0.2")
+    assert kinds(reviewed.review(project)) == {(causes.UNEXPLAINED, "sweep")}
+
+
+def test_a_missing_package_is_environment_and_no_other_data(project):
+    edit(project / "pipeline/catalog.py", "import csv", "import nowhere_to_be_found, csv")
+    repro_claims = yaml.safe_load((project / "dvc.lock").read_text(encoding="utf-8"))
+    for entry in repro_claims["stages"]["dataset"]["deps"]:
+        entry["md5"] = locks.digest(project / entry["path"])
+    (project / "dvc.lock").write_text(yaml.safe_dump(repro_claims), encoding="utf-8")
+    commit(project)
+    assert kinds(reviewed.review(project)) == {(causes.ENVIRONMENT, "dataset")}
+
+
+def test_without_the_claimed_bytes_the_report_says_so_and_accuses_nobody(project):
+    """A reviewer with a clone and nothing else, of a commit with a forged label."""
+    forge(project, MANIFEST, "test/good/41.png,good", "test/good/41.png,bad")
+    alone = project.with_name("alone")
+    git(project, "clone", "--quiet", str(project), str(alone))
+    found = reviewed.review(alone)
+    assert kinds(found) == {(causes.UNEXPLAINED, "split")}
+    assert "the claimed bytes are not here: `dvc pull`" in found.causes[0].text
+    files = report.write(alone / "r", found, params=reviewed.JUDGED_BY, environment={}, date="today")
+    text = files[0].read_text(encoding="utf-8")
+    assert "the claimed bytes are in neither git" in text
+    assert f"- {MANIFEST}" in text
 
 
 @pytest.mark.slow
@@ -195,25 +312,31 @@ def test_a_leak_that_every_replay_repeats_is_no_review_to_sign(project):
     )
 
 
-def test_a_leak_that_the_record_of_the_data_admits_is_listed_only(project):
+def test_a_leak_of_the_source_is_listed_only(project):
     """As of published data sets whose predefined parts hold an image twice."""
     edit(project / "data/labels.txt", "02.png good", "59.png good")
-    quality = "    - results/data_quality.json:\n        cache: false\n"
-    edit(project / "dvc.yaml", "    - data/catalog.csv\n", f"    - data/catalog.csv\n{quality}")
-    with (project / "pipeline/catalog.py").open("a", encoding="utf-8") as file:
-        file.write('json.dump({"duplicates_across_parts": 2}, open("results/data_quality.json", "w"))\n')
+    edit(project / "pipeline/catalog.py", '"label", "sha256"]', '"label", "sha256", "part"]')
+    edit(project / "pipeline/catalog.py", ".hexdigest()]", ".hexdigest(), ['train', 'test'][number >= 40]]")
+    edit(project / "pipeline/catalog.py", "for name, label in rows", "for number, (name, label) in enumerate(rows)")
     repro(project)
     found = reviewed.review(project)
     assert found.verdict == verdicts.IDENTICAL
     assert [one.kind for one in found.findings] == [causes.KNOWN_LEAK]
+    # Another one, that the source has in one part alone.
+    rows = (project / MANIFEST).read_text(encoding="utf-8").splitlines(keepends=True)
+    stolen = next(row for row in rows if row.startswith("test/bad/"))
+    forge(project, MANIFEST, rows[1], rows[1] + stolen.replace("test", "train", 1).replace(",test,", ",train,"))
+    found = reviewed.review(project)
+    assert {one.kind for one in found.findings} == {causes.KNOWN_LEAK, causes.LEAK}
 
 
 def test_an_output_edited_by_hand_is_not_taken_for_a_result(project):
     """Neither data, params, code nor packages explain it, and MLflow saw the claim being made right here."""
-    forge(project, f"{RUN}/record.json", '"model_bytes": 1', '"model_bytes": 2')
-    found = reviewed.review(project)
-    assert verdicts_of(found)[RUN] == verdicts.CLOSE, "the predictions are the claimed ones"
-    assert found.verdict == verdicts.CLOSE
+    forge(project, f"{RUN}/record.json", '"multiply_adds": 1', '"multiply_adds": 2')
+    found = reviewed.review(project, witness=lambda records: {record: [{}] for record in records})
+    assert verdicts_of(found)[RUN] == verdicts.DIVERGED, "though the predictions are the claimed ones"
+    assert kinds(found) == {(causes.FABRICATED, "sweep")}
+    assert kinds(reviewed.review(project)) == {(causes.UNEXPLAINED, "sweep")}, "nobody saw it"
 
 
 def test_a_stage_that_refuses_the_data_is_data(project):
@@ -334,8 +457,11 @@ def test_the_command_writes_a_review_to_sign_and_does_not_overwrite_a_signed_one
     (place / "review.md").write_text(text.replace(report.UNSIGNED, "A. Reviewer", 1), encoding="utf-8")
     with pytest.raises(locks.ReviewError, match="somebody signed"):
         command(here)
-    assert command(here, "--stages", "dataset") == 0
-    assert (here / "results/review" / f"{name}-partial" / "review.md").exists()
+    assert command(here, "--stages", "dataset") == command(here, "--stages", "split", "dataset") == 0
+    assert command(here, "--quick") == 0
+    found = {place.name.removeprefix(name) for place in (here / "results/review").iterdir()}
+    assert found == {"", "-dataset", "-dataset-split", "-quick"}
+    assert content["environment"]["git"]["commit"] == clones.commit_of(here, "HEAD"), "of the stages, not of the review"
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's database warns of its own old habits

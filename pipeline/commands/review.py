@@ -43,8 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     judged_by = params.parse(params.lookup(values, "review"), verdicts.ReviewParams, where="review")
     commit = clones.commit_of(project, arguments.revision)
     against = clones.commit_of(project, arguments.against) if arguments.against else None
-    partial = bool(arguments.stages or arguments.quick)
-    place = report.directory(Path(), commit, against, partial=partial)
+    place = report.directory(Path(), commit, against, stages=arguments.stages, quick=arguments.quick)
     if report.is_signed(place):
         raise locks.ReviewError(f"{place} holds a review that somebody signed: move it away to review the same again")
     if clones.changed(project) and arguments.revision == "HEAD":
@@ -63,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
             witness=lambda records: _witnessed(dataset, records),
         )
     )
-    record = provenance.environment_record()
+    record = found.environment or {"note": "of the review, not of a stage", **provenance.environment_record()}
     date = datetime.date.today().isoformat()
     files = report.write(place, found, params=judged_by, environment=record, date=date)
     say(report.summary(found, files))

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.progress import announce
@@ -16,7 +17,7 @@ from pipeline.review.inquiry import Witness
 from pipeline.review.locks import Stage
 from pipeline.review.replay import Executed, Replay
 from pipeline.review.sides import Sides, read_claims
-from pipeline.review.verdicts import Metric, Output, ReviewParams, Runs
+from pipeline.review.verdicts import Metric, Output, ReviewParams
 
 # What is wrong whatever the replay gave.
 SERIOUS = (causes.FABRICATED, causes.LEAK)
@@ -44,8 +45,9 @@ class Review:
 
     ``against``: the commit whose claims count, None for the same one. ``data``: path and digest of the raw data.
     ``findings``: what was wrong before anything ran, or whatever the replay gave; ``causes``: why the first divergences
-    happened. ``environment_notes``: packages that are not those of requirements.lock. ``not_recomputed``: runs whose
-    committed metrics could not be computed once more.
+    or differences happened. ``environment``: of a process started as the stages were, None if it could not be had.
+    ``environment_notes``: packages that are not those of requirements.lock. ``not_recomputed``: runs whose committed
+    metrics could not be computed once more.
     """
 
     revision: str
@@ -58,6 +60,7 @@ class Review:
     causes: tuple[Finding, ...]
     executed: tuple[Executed, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] | None = None
     environment_notes: tuple[str, ...] = ()
     records: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     not_recomputed: tuple[str, ...] = ()
@@ -86,13 +89,13 @@ def review(request: Request) -> Review:
         work = Replay(clone, place / "work", replay.Clock(request.durations))
         skipped = _execute(sides, chosen, work, request.project)
         announce("comparing outputs and metrics with the claims")
-        outputs, metrics = _judge(request, sides, skipped)
+        outputs, metrics = _judge(request, sides, skipped, work)
         differing = environments.from_lock(sides.text(environments.LOCK), environments.installed())
-        reasons = inquiry.reasons(
-            sides, outputs, known, replay=work, differing=differing, environment=request.environment,
-            witness=request.witness,
-        )  # fmt: skip
         wrong, unknown = inquiry.disagreements(sides, request.params.tolerance)
+        reasons = inquiry.reasons(
+            sides, outputs, metrics, [*known, *wrong], replay=work, differing=differing,
+            environment=request.environment, witness=request.witness,
+        )  # fmt: skip
         return Review(
             revision=request.revision,
             commit=commit,
@@ -104,7 +107,8 @@ def review(request: Request) -> Review:
             causes=tuple(reasons),
             executed=tuple(sides.executed.values()),
             left_out=chosen.left_out,
-            environment_notes=tuple(differing),
+            environment=work.environment_record(),
+            environment_notes=tuple(differing.values()),
             records=inquiry.records(sides, outputs),
             not_recomputed=tuple(unknown),
         )
@@ -180,7 +184,9 @@ def _first_look(sides: Sides, stage: Stage, done: Executed) -> str:
     return f"{same} of {len(stage.outs)} outputs identical"
 
 
-def _judge(request: Request, sides: Sides, skipped: Mapping[str, str]) -> tuple[list[Output], list[Metric]]:
+def _judge(
+    request: Request, sides: Sides, skipped: Mapping[str, str], work: Replay
+) -> tuple[list[Output], list[Metric]]:
     """Return a verdict for every output of the replayed stages, and for every metric if these are among them."""
     table = evidence.SPLIT_TABLE
     truth = evidence.truth(sides.claimed_path(table), sides.clone / table, sides.claimed_values)
@@ -206,12 +212,14 @@ def _judge(request: Request, sides: Sides, skipped: Mapping[str, str]) -> tuple[
             note = "claimed, and no output of this stage any more"
             outputs += [Output(stage.name, path, verdicts.DIVERGED, "existence", claim.outs[path], None, (note,))
                         for path in gone]  # fmt: skip
-    metrics = _metrics(request, sides, Runs({verdicts.run_name(one.path): one.verdict for one in outputs}, differences))
-    return verdicts.settled(outputs, metrics, sides.pipeline), metrics
+    metrics = _metrics(request, sides, differences)
+    outputs = verdicts.settled(outputs, metrics, sides.pipeline)
+    return inquiry.remade(sides, outputs, replay=work, truth=truth, params=request.params), metrics
 
 
-def _metrics(request: Request, sides: Sides, runs: Runs) -> Sequence[Metric]:
+def _metrics(request: Request, sides: Sides, differences: Mapping[str, Mapping[str, Difference]]) -> Sequence[Metric]:
     claimed, replayed = sides.claimed_path(inquiry.LEADERBOARD), sides.replayed_path(inquiry.LEADERBOARD)
     if claimed is None or replayed is None:
         return []
-    return verdicts.metrics_of(*map(artifacts.read_json, (claimed, replayed)), runs=runs, params=request.params)
+    entries = map(artifacts.read_json, (claimed, replayed))
+    return verdicts.metrics_of(*entries, differences=differences, params=request.params)

@@ -1,7 +1,7 @@
-"""Why does an output differ from its claim? What lock and files say before anything runs, then the first divergence.
+"""Why does an output differ from its claim? What lock and files say before anything runs, then the first difference.
 
-A cause is sought at the first diverged stages, those whose inputs come from stages that did not diverge; what follows
-from them diverges for the same reason.
+A cause is sought at the first stages that are not identical, and at the first that diverged: those before which there
+are none. What follows from them differs for the same reason.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ UNEXPLAINED = "unexplained"
 
 CODE_FOLDER = "pipeline/"
 MOST_SHOWN = 4
+REFUSAL = "error:"  # how the last line of a stage begins that says what is wrong
+MISSING_PACKAGE = re.compile(r"ModuleNotFoundError|ImportError|No module named")
+TO_GET_BYTES = "`dvc pull` where they were made or kept, and a review after it,"
 EDITED = "after dvc.lock was written, without a re-run"
 # DVC writes 1e-05, which YAML 1.1 takes for text.
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -138,10 +141,11 @@ class Circumstances:
     """What is known of one diverged stage when its cause is sought.
 
     ``failure``: what it said when it failed, None if it did not. ``reads_data``: it reads the raw data.
-    ``same_inputs``: it read the very bytes that the claim was made from. ``repeated``: whether a second run on the same
-    inputs gave the same bytes, None if there was none. ``environment``: how packages or machine differ.
-    ``same_environment``: MLflow witnessed the claim in this one. ``changed_data``: what its tables say differs.
-    ``measures``: it only computes metrics, of predictions.
+    ``same_inputs``: it was judged on the very bytes that the claim was made from. ``repeated``: whether a second run on
+    the same inputs gave the same bytes, None if there was none. ``environment``: how packages that it imports, or the
+    machine differ. ``same_environment``: MLflow witnessed the claim in this one. ``changed_data``: what its tables say
+    differs. ``contradicts``: it only computes numbers, of predictions, and claims others. ``unavailable``: some of what
+    it claims is a digest only.
     """
 
     failure: str | None = None
@@ -151,45 +155,71 @@ class Circumstances:
     environment: Sequence[str] = ()
     same_environment: bool = False
     changed_data: Sequence[str] = ()
-    measures: bool = False
+    contradicts: bool = False
+    unavailable: bool = False
 
 
-def first_diverged(pipeline: Pipeline, diverged: Collection[str]) -> list[str]:
-    """Return the diverged stages before which none diverged, in order."""
-    return [stage.name for stage in pipeline.stages if stage.name in diverged
-            and not pipeline.before[stage.name] & set(diverged)]  # fmt: skip
+def first(pipeline: Pipeline, stages: Collection[str]) -> list[str]:
+    """Return those of some stages before which none of them comes, in order."""
+    return [stage.name for stage in pipeline.stages if stage.name in stages
+            and not pipeline.before[stage.name] & set(stages)]  # fmt: skip
 
 
-def explained_by(stage: str, pipeline: Pipeline, known: Sequence[Finding]) -> list[Finding]:
-    """Return what was found before the replay that explains a stage's divergence: of itself, else of a stage before."""
+def explained_by(stage: str, pipeline: Pipeline, known: Sequence[Finding], *, unlike: Collection[str]) -> list[Finding]:
+    """Return what was found before the replay that explains why a stage's outputs differ: of itself, else of those
+    stages before it that are in ``unlike``. One whose outputs are identical explains nothing, however it was edited."""
     kinds = (DATA, PARAMS, CODE, FABRICATED)
     own = [one for one in known if one.stage == stage and one.kind in kinds]
-    return own or [one for one in known if one.stage in pipeline.before[stage] and one.kind in kinds[:3]]
+    before = pipeline.before[stage] & set(unlike)
+    return own or [one for one in known if one.stage in before and one.kind in kinds[:3]]
 
 
 def of_divergence(stage: str, known: Sequence[Finding], facts: Circumstances) -> list[Finding]:
     """Return why a stage diverged first. ``known``: what `explained_by` found."""
     if facts.failure is not None:
-        # A stage that reads the source checks it, and refuses what is not the data that was asked for.
-        return [*known, Finding(DATA if facts.reads_data else FAILED, stage, f"the stage fails: {facts.failure}")]
+        finding = Finding(_of_failure(facts), stage, f"the stage fails: {facts.failure}")
+        return [*known, finding, *_environment(stage, facts)]
     if known:
         return list(known)
-    if facts.repeated is False:
-        text = "two runs of this stage on the same inputs gave two results"
-        return [Finding(NOT_DETERMINISTIC, stage, text), *_environment(stage, facts)]
+    if found := _not_deterministic(stage, facts):
+        return found
     if facts.changed_data:
         text = f"the claimed table is not what the stage makes of its inputs: {_listed(facts.changed_data)}"
         return [Finding(DATA, stage, text)]
     if facts.environment:
         return _environment(stage, facts)
-    if facts.same_inputs and (facts.measures or facts.same_environment):
-        what = "metrics" if facts.measures else "output"
+    if facts.same_inputs and (facts.contradicts or (facts.same_environment and not facts.unavailable)):
+        what = "metrics" if facts.contradicts else "output"
         again = ", twice the same," if facts.repeated else ""
         text = f"the claimed {what} is not what this code{again} makes of the very inputs that dvc.lock names"
         return [Finding(FABRICATED, stage, text)]
-    text = ("data, params, code and packages are those claimed; another processor, or an output edited by hand"
-            if facts.same_inputs else "its inputs are not the claimed bytes, though close to them")  # fmt: skip
+    text = "data, params, code and packages are those claimed; another processor, or an output edited by hand"
+    if not facts.same_inputs:
+        text = "its inputs are not the claimed bytes, though close to them"
+    elif facts.unavailable:
+        text = ("data, params, code and packages are those claimed, and the claimed bytes are not here: "
+                f"{TO_GET_BYTES} shows whether labels, copies or numbers differ")  # fmt: skip
     return [Finding(UNEXPLAINED, stage, text)]
+
+
+def of_difference(stage: str, known: Sequence[Finding], facts: Circumstances) -> list[Finding]:
+    """Return why a stage that did not diverge is the first that is not identical; nothing if nobody knows."""
+    return list(known) or _not_deterministic(stage, facts) or _environment(stage, facts)
+
+
+def _not_deterministic(stage: str, facts: Circumstances) -> list[Finding]:
+    if facts.repeated is not False:
+        return []
+    text = "two runs of this stage on the same inputs gave two results"
+    return [Finding(NOT_DETERMINISTIC, stage, text), *_environment(stage, facts)]
+
+
+def _of_failure(facts: Circumstances) -> str:
+    """A package that is missing is no fault of the claim. A stage that reads the source checks it, and refuses what is
+    not the data that was asked for; anything else is no refusal."""
+    if MISSING_PACKAGE.search(facts.failure):
+        return ENVIRONMENT
+    return DATA if facts.reads_data and facts.failure.startswith(REFUSAL) else FAILED
 
 
 def _environment(stage: str, facts: Circumstances) -> list[Finding]:

@@ -21,11 +21,17 @@ from pipeline.review import locks
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?|[0-9a-f]{64}")
 # A number that is part of no word: neither of "lite0" nor of a digest.
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
+INTEGER = re.compile(r"[-+]?\d+")
+# What holds numbers that anybody can read.
+TEXTS = (".json", ".csv", ".md", ".txt")
 MOST_NOTES = 3
 
 
 class ToleranceParams(Block):
-    """Two numbers are equal if they differ by no more than ``absolute`` + ``relative`` x the claimed one."""
+    """Two numbers are equal if they differ by no more than ``absolute`` + ``relative`` x the claimed one.
+
+    For numbers that are measured or computed. Integers count or name something: they are equal or they are not.
+    """
 
     absolute: float = pydantic.Field(ge=0)
     relative: float = pydantic.Field(ge=0, lt=1)
@@ -94,13 +100,11 @@ def _arrays(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closen
         if before.shape != after.shape or before.dtype != after.dtype:
             notes.append(f"{name} is {after.dtype} {after.shape}, claimed {before.dtype} {before.shape}")
             close = False
-        elif before.dtype.kind in "fiub":
-            if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
-                close &= tolerance.close(before, after)
-                notes.append(f"{name} differs by at most {largest_difference(before, after):.3g}")
-        elif not np.array_equal(before, after):
-            notes.append(f"{name} differs")
-            close = False
+        elif not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
+            close &= before.dtype.kind == "f" and tolerance.close(before, after)
+            numbers = before.dtype.kind in "fiu"
+            by = f" by at most {largest_difference(before, after):.3g}" if numbers else ""
+            notes.append(f"{name} differs{by}")
     return Closeness(close, tuple(notes) or ("the same numbers in other bytes",))
 
 
@@ -154,7 +158,8 @@ def values(claimed: Any, replayed: Any, tolerance: ToleranceParams) -> Closeness
         one, other = before[name], after[name]
         if (one == other and type(one) is type(other)) or (_is_digest(one) and _is_digest(other)):
             continue
-        near = _is_number(one) and _is_number(other) and tolerance.close(one, other)
+        counts = isinstance(one, int) and isinstance(other, int)
+        near = not counts and _is_number(one) and _is_number(other) and tolerance.close(one, other)
         close &= near
         if not near:
             notes.append(f"{name} is {other!r}, claimed {one!r}")
@@ -185,7 +190,12 @@ def _close_lines(one: str, other: str, tolerance: ToleranceParams) -> bool:
     if NUMBER.sub("#", one) != NUMBER.sub("#", other):
         return False
     pairs = zip(NUMBER.findall(one), NUMBER.findall(other), strict=True)
-    return all(tolerance.close(float(first), float(second)) for first, second in pairs)
+    return all(first == second or _close_words(first, second, tolerance) for first, second in pairs)
+
+
+def _close_words(one: str, other: str, tolerance: ToleranceParams) -> bool:
+    counts = INTEGER.fullmatch(one) and INTEGER.fullmatch(other)
+    return not counts and tolerance.close(float(one), float(other))
 
 
 def _picture(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closeness:

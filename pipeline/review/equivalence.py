@@ -1,10 +1,11 @@
-"""Are two sets of predictions of the same images worth the same? By the paired bootstrap of differences in metrics."""
+"""Are two sets of predictions of the same images worth the same? By paired intervals of the differences in metrics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pydantic
@@ -12,35 +13,50 @@ import pydantic
 from pipeline import metrics, seeds, statistics
 from pipeline.params import Block
 
+# Means over images of how wrong a probability is. All other metrics are shares, from 0 to 1.
+LOSSES = frozenset({"log_loss", "brier"})
+# 2 to the power of -50 is more than anybody reads of a bound.
+HALVINGS = 50
+
 
 class EquivalenceParams(Block):
     """Equivalent: the interval of the difference in a metric, replayed minus claimed, lies within -margin..margin.
 
-    An interval that merely holds zero would call any two results equal as long as there are few images.
+    An interval that merely holds zero would call any two results equal as long as there are few images. ``margin`` is
+    of shares: accuracy, areas under curves, F1, the calibration error. A loss has another scale: its margin is
+    ``loss_margin`` x what predictions lose that give every class the same probability.
     """
 
     margin: float = pydantic.Field(gt=0, lt=1)
+    loss_margin: float = pydantic.Field(gt=0, lt=1)
     confidence: float = pydantic.Field(ge=0.5, lt=1)
     bootstrap_samples: int = pydantic.Field(ge=100)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one metric of the replayed predictions is from that of the claimed ones, on the same images."""
+    """How far one metric of the replayed predictions is from that of the claimed ones, on the same images.
+
+    ``close``: every probability is within the tolerance, so nothing but ties and halves can move a metric.
+    """
 
     metric: str
     claimed: float
     replayed: float
     low: float
     high: float
+    margin: float
+    close: bool = False
 
-    def within(self, margin: float) -> bool:
+    @property
+    def equivalent(self) -> bool:
         """Whether the whole interval lies within the margin; False where it is undefined."""
-        return -margin <= self.low and self.high <= margin
+        return self.close or (-self.margin <= self.low and self.high <= self.margin)
 
     def __str__(self) -> str:
         difference = f"{self.replayed - self.claimed:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.metric} {self.replayed:.4f} instead of {self.claimed:.4f}, difference {difference}"
+        beyond = "" if self.equivalent else f", not within ±{self.margin:.2g}"
+        return f"{self.metric} {self.replayed:.4f} instead of {self.claimed:.4f}, difference {difference}{beyond}"
 
 
 def differences(
@@ -51,35 +67,82 @@ def differences(
     names: Iterable[str],
     positive: int | None,
     params: EquivalenceParams,
+    calibration_bins: int = 15,
+    close: bool = False,
 ) -> dict[str, Difference]:
     """Return {metric: difference} of probabilities (n, classes) on the same n labelled images.
 
-    Both are measured on the same resamples of the images. A metric that is undefined on the labels is left out. Raises
-    ValueError if the shapes differ.
+    Both are measured on the same resamples of the images, but for accuracy: see `score_interval`. A metric that is
+    undefined on the labels is left out. Raises ValueError if the shapes differ.
     """
     if claimed.shape != replayed.shape:
         raise ValueError(f"predictions must have one shape, received {claimed.shape} and {replayed.shape}")
     names = tuple(names)
+    uniform = np.full(claimed.shape, 1 / claimed.shape[1])
     sides = {
-        side: metrics.Evaluation(probabilities, labels, positive=positive)
-        for side, probabilities in (("claimed", claimed), ("replayed", replayed))
+        side: metrics.Evaluation(probabilities, labels, positive=positive, calibration_bins=calibration_bins)
+        for side, probabilities in (("claimed", claimed), ("replayed", replayed), ("uniform", uniform))
     }
     values = {side: evaluation.measure(names=names) for side, evaluation in sides.items()}
-    measures: Mapping[str, statistics.Measure] = {
-        side: lambda weights, evaluation=evaluation: evaluation.measure(weights, names)
-        for side, evaluation in sides.items()
-    }
-    resampled = statistics.bootstrap(
-        measures, len(labels), samples=params.bootstrap_samples, generator=seeds.generator(0, "review")
-    )
+    drawn = _resampled(sides, len(labels), [name for name in names if name != "accuracy"], params)
+    right = [sides[side].correct for side in ("claimed", "replayed")]
     found = {}
     for name in names:
-        before, after = (float(values[side][name][0]) for side in sides)
-        drawn = resampled["replayed"][name] - resampled["claimed"][name]
-        interval = statistics.percentile_interval(after - before, drawn, confidence=params.confidence)
-        if not math.isnan(interval.low):
-            found[name] = Difference(name, before, after, interval.low, interval.high)
+        before, after, guessed = (float(values[side][name][0]) for side in sides)
+        if name == "accuracy":
+            low, high = score_interval(
+                int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()), len(labels),
+                confidence=params.confidence,
+            )  # fmt: skip
+        else:
+            _, low, high = statistics.percentile_interval(after - before, drawn[name], confidence=params.confidence)
+        margin = params.loss_margin * guessed if name in LOSSES else params.margin
+        if not math.isnan(low):
+            found[name] = Difference(name, before, after, low, high, margin, close)
     return found
+
+
+def _resampled(
+    sides: Mapping[str, metrics.Evaluation], n: int, names: list[str], params: EquivalenceParams
+) -> dict[str, np.ndarray]:
+    """Return {metric: replayed minus claimed on each resample of the images}."""
+    if not names:
+        return {}
+    measures: Mapping[str, statistics.Measure] = {
+        side: lambda weights, evaluation=sides[side]: evaluation.measure(weights, names)
+        for side in ("claimed", "replayed")
+    }
+    found = statistics.bootstrap(measures, n, samples=params.bootstrap_samples, generator=seeds.generator(0, "review"))
+    return {name: found["replayed"][name] - found["claimed"][name] for name in names}
+
+
+def score_interval(only_claimed: int, only_replayed: int, n: int, *, confidence: float) -> tuple[float, float]:
+    """Return the interval of the difference in accuracy, replayed minus claimed, of n images of which so many are
+    classified right by one side alone: all differences that the score test does not reject (Tango 1998).
+
+    Resampling would say that nothing can differ if no image of these few does, and too little if one or two do.
+    """
+    if only_claimed + only_replayed > n:
+        raise ValueError(f"{only_claimed} + {only_replayed} images cannot be more than {n}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    observed = (only_replayed - only_claimed) / n
+
+    def rejected(difference: float) -> bool:
+        # The variance is that of the most likely shares which have this difference.
+        b = -(only_replayed + only_claimed) + (2 * n - only_replayed + only_claimed) * difference
+        c = -only_claimed * difference * (1 - difference)
+        share = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        return (n * (observed - difference)) ** 2 > z * z * variance
+
+    bounds = []
+    for end in (-1.0, 1.0):
+        inside, outside = observed, end
+        for _ in range(HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        bounds.append(inside)
+    return bounds[0], bounds[1]
 
 
 def changed_predictions(claimed: np.ndarray, replayed: np.ndarray) -> int:

@@ -11,37 +11,44 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import artifacts, leaderboard, metrics, params, provenance
 from pipeline.review import locks
 from pipeline.review.closeness import ToleranceParams
 from pipeline.review.verdicts import PREDICTIONS, RECORD, Truth
 
-# Where the split's table lies in a project, as dvc.yaml writes it.
+# Where the tables of all images and of the split lie in a project, as dvc.yaml writes it.
+IMAGE_TABLE = artifacts.CATALOG.as_posix()
 SPLIT_TABLE = artifacts.MANIFEST.as_posix()
 MOST_SHOWN = 5
-USUAL_METRICS = ("accuracy", "roc_auc")
 
 
 def truth(claimed: Path | None, replayed: Path, values: Mapping[str, Any]) -> Truth | None:
-    """Return what paired predictions are measured by; None unless both manifests have the same test images and labels.
+    """Return what paired predictions are measured by; None unless both manifests have the same images and labels in
+    validation, and in test.
 
     ``values``: of params.yaml where the metrics were claimed.
     """
     try:
-        if claimed is None or not replayed.is_file() or not _same_test(claimed, replayed):
+        if claimed is None or not replayed.is_file():
+            return None
+        before, after = ({part: _labelled(part, manifest) for part in ("validation", "test")}
+                         for manifest in (claimed, replayed))  # fmt: skip
+        if any(before[part][:2] != after[part][:2] or (before[part][2] != after[part][2]).any() for part in before):
             return None
         selection = params.parse(params.lookup(values, "selection"), metrics.SelectionParams, where="selection")
-        positive = metrics.positive_index(artifacts.read_part("test", replayed).classes, selection)
+        positive = metrics.positive_index(after["test"][0], selection)
+        bins = params.lookup(values, "compare.calibration_bins")
     except (artifacts.ArtifactError, params.ParamsError):
         return None
-    names = tuple(dict.fromkeys([selection.metric, *USUAL_METRICS]))
-    return Truth(artifacts.read_test_labels(replayed), positive, names)
+    return Truth({part: labels for part, (_, _, labels) in after.items()}, positive, selection.metric, bins)
 
 
-def _same_test(claimed: Path, replayed: Path) -> bool:
-    one, other = (artifacts.read_part("test", manifest) for manifest in (claimed, replayed))
-    labels = [artifacts.read_test_labels(manifest) for manifest in (claimed, replayed)]
-    return (one.classes, one.sha256) == (other.classes, other.sha256) and bool((labels[0] == labels[1]).all())
+def _labelled(name: str, manifest: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """Return the classes, and the digests and labels of the images of a part."""
+    part = artifacts.read_part(name, manifest)
+    return part.classes, part.sha256, artifacts.read_test_labels(manifest) if part.labels is None else part.labels
 
 
 def test_part(manifest: Path) -> str:
@@ -51,12 +58,13 @@ def test_part(manifest: Path) -> str:
     return provenance.digest(list(zip(part.sha256, labels, strict=True)))
 
 
-def leaks(manifest: Path) -> list[str]:
-    """Return, in words, every image of train or validation that has the bytes of one in the test part."""
+def leaks(manifest: Path) -> list[tuple[str, str]]:
+    """Return (sha256, what it is in words) of every image of train or validation that has the bytes of one in the test
+    part."""
     parts = {name: artifacts.read_part(name, manifest) for name in artifacts.PARTS}
     test = dict(zip(parts["test"].sha256, parts["test"].paths, strict=True))
     return [
-        f"{path} has the bytes of {test[sha256]}"
+        (sha256, f"{path} has the bytes of {test[sha256]}")
         for name in artifacts.PARTS
         if name != "test"
         for sha256, path in zip(parts[name].sha256, parts[name].paths, strict=True)
@@ -64,21 +72,30 @@ def leaks(manifest: Path) -> list[str]:
     ]
 
 
-def copies(parts: Mapping[str, Path]) -> list[str]:
-    """Return, in words, every file in the folders of train or validation that has the bytes of one in that of test.
+def copies(parts: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Return (sha256, what it is in words) of every file in the folders of train or validation that has the bytes of
+    one in that of test.
 
     ``parts``: part -> folder. Looks at the files, whatever a manifest says of them.
     """
     if "test" not in parts:
         return []
-    test = {locks.digest(parts["test"] / name): name for name in locks.names_in(parts["test"])}
+    test = {artifacts.sha256_file(parts["test"] / name): name for name in locks.names_in(parts["test"])}
     return [
-        f"{part}/{name} has the bytes of test/{test[found]}"
+        (found, f"{part}/{name} has the bytes of test/{test[found]}")
         for part, folder in parts.items()
         if part != "test"
         for name in locks.names_in(folder)
-        if (found := locks.digest(folder / name)) in test
+        if (found := artifacts.sha256_file(folder / name)) in test
     ]
+
+
+def predefined_twice(catalog: Path) -> set[str]:
+    """Return the sha256 of every image that the source itself puts into its test part and into another one."""
+    parts = defaultdict(set)
+    for row in _rows(catalog):
+        parts[row.get("sha256")].add(row.get("part"))
+    return {sha256 for sha256, found in parts.items() if "test" in found and len(found) > 1}
 
 
 def changed_rows(claimed: Path, replayed: Path) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, provenance
 from pipeline.progress import announce
 from pipeline.review import clones, locks, materials
 from pipeline.review.locks import Stage
@@ -18,6 +21,15 @@ from pipeline.review.locks import Stage
 DURATIONS = Path(".cache/review/durations.json")
 SECONDS_BETWEEN_LINES = 30.0
 TAIL_LINES = 15
+# By the reviewer's code: the reviewed one may know of no record. It prepares its process as every stage does.
+ENVIRONMENT_RECORD = """
+import json
+from pathlib import Path
+import numpy, scipy.linalg
+import pipeline.__main__
+from pipeline import machine, provenance
+print(json.dumps({"decisive": provenance.environment(), **machine.record(Path())}))
+"""
 # How much slower or faster than before a whole replay is believed to be: short stages say little of long ones.
 MOST_UNEXPECTED = 3.0
 
@@ -72,6 +84,7 @@ class Replay:
         self.clone = clone
         self.clock = clock
         self._place = place
+        self._repeats = 0
         place.mkdir(parents=True, exist_ok=True)
 
     def execute(self, stage: Stage, *, waiting: Sequence[str], count: str) -> Executed:
@@ -86,23 +99,41 @@ class Replay:
         self.clock.done[stage.name] = done.seconds
         return done
 
-    def repeat(self, stage: Stage) -> Executed:
-        """Run a stage once more on the inputs that lie in the clone; its outputs there stay those of the first time.
+    @contextlib.contextmanager
+    def again(self, stage: Stage, *, inputs: Mapping[str, Path], why: str) -> Iterator[Executed]:
+        """Run a stage once more, and yield while its outputs of this time lie in the clone; then those of the first
+        time are back.
 
-        With empty caches: what the first run kept must not make the second one equal.
+        With empty caches: what the first run kept must not make the second one equal. ``inputs``: {path: what lies
+        there this time}; all else is read as it lies in the clone.
         """
         aside = self._place / "aside"
-        kept = [path for path in (*stage.outs, ".cache") if (self.clone / path).exists()]
+        changed = [*stage.outs, *inputs, ".cache"]
+        kept = [path for path in changed if (self.clone / path).exists()]
         for path in kept:
             _move(self.clone / path, aside / path)
         try:
-            announce(f"{stage.name} once more: is it deterministic?")
-            return self._run(stage, self._environment("second"), waiting=())
+            for path, source in inputs.items():
+                materials.copy(source, self.clone / path)
+            announce(f"{stage.name} once more: {why}")
+            self._repeats += 1
+            yield self._run(stage, self._environment(f"again-{self._repeats}"), waiting=())
         finally:
-            for path in (*stage.outs, ".cache"):
+            for path in changed:
                 materials.remove(self.clone / path)
             for path in kept:
                 _move(aside / path, self.clone / path)
+
+    def environment_record(self) -> dict[str, Any] | None:
+        """Return the record of the environment that the stages had, taken by a process that is started as they are;
+        None if it fails."""
+        command = [sys.executable, "-P", "-c", ENVIRONMENT_RECORD]
+        environment = {**self._environment("record"), "PYTHONPATH": str(provenance.ROOT)}
+        done = subprocess.run(command, cwd=self.clone, env=environment, capture_output=True, encoding="utf-8")
+        try:
+            return json.loads(done.stdout) if done.returncode == 0 else None
+        except ValueError:
+            return None
 
     def _run(self, stage: Stage, environment: Mapping[str, str], *, waiting: Sequence[str]) -> Executed:
         log = self._place / "log.txt"

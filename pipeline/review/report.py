@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artifacts
+from pipeline import artifacts, provenance
 from pipeline.leaderboard import UNDEFINED
 from pipeline.review import causes, plan, replay, verdicts
 from pipeline.review.audit import Review
@@ -24,10 +24,17 @@ HEADLINES = {
     EQUIVALENT: "REPRODUCED, statistically equivalent",
     DIVERGED: "NOT REPRODUCED",
 }
+# Of a directory that is named after the stages that were replayed.
+LONGEST_NAME = 100
 # A longer list, such as that of all packages, is for review.json.
 MOST_ENTRIES = 40
 # Whatever is reproduced then, is no fair comparison.
 LEAKY = "REPRODUCED, with images of the test part in train"
+MISSING = (
+    "Of these outputs the claimed bytes are in neither git, the workspace, the DVC cache nor a DVC remote; what is left"
+    " of the claim is a digest, which differs. Nobody can say whether labels changed in them, whether test images lie"
+    " in train, or how predictions differ. To know, `dvc push` where they were made, `dvc pull` here, review again:"
+)
 # Of every run; all others only where they are not identical, and in review.json.
 SHOWN_METRICS = ("validation_accuracy", "test_accuracy", "test_roc_auc")
 
@@ -44,11 +51,16 @@ class Section(NamedTuple):
     content: Sequence[str | Table | tuple[str, ...]]
 
 
-def directory(project: Path, review_commit: str, against: str | None, *, partial: bool) -> Path:
-    """Return where a review is written: one directory for each commit, other ones for partial reviews and for those by
-    other claims, so that these never take the place of a whole one."""
-    name = review_commit[:12] + (f"-against-{against[:12]}" if against else "") + ("-partial" if partial else "")
-    return project / FOLDER / name
+def directory(
+    project: Path, review_commit: str, against: str | None, *, stages: Sequence[str] = (), quick: bool = False
+) -> Path:
+    """Return where a review is written: one directory for each commit, other ones for reviews by other claims and for
+    each choice of stages, so that none takes the place of a whole one, or of another part."""
+    chosen = "-".join(sorted(set(stages)))
+    if len(chosen) > LONGEST_NAME:
+        chosen = f"{len(set(stages))}-stages-{provenance.digest(sorted(set(stages)))[:12]}"
+    parts = [review_commit[:12], *(["against", against[:12]] if against else [])]
+    return project / FOLDER / "-".join([*parts, *(["quick"] if quick else []), *([chosen] if chosen else [])])
 
 
 def is_signed(place: Path) -> bool:
@@ -142,10 +154,12 @@ def _sections(review: Review, params: ReviewParams, environment: Mapping[str, An
 
 def _reasons(review: Review) -> list[str | Table | tuple[str, ...]]:
     content: list[str | Table | tuple[str, ...]] = []
-    for title, found in (("Cause of the first divergence:", review.causes),
+    for title, found in (("Cause of the first difference:", review.causes),
                          ("Found without replaying, or whatever the replay gave:", review.findings)):  # fmt: skip
         if found:
             content += [title, Table(("cause", "stage", "what"), [(one.kind, one.stage, one.text) for one in found])]
+    if missing := [one.path for one in review.outputs if one.claimed_bytes_missing]:
+        content += [MISSING, tuple(missing)]
     if review.environment_notes:
         content += ["Packages that are not those of requirements.lock:", tuple(review.environment_notes)]
     if review.not_recomputed:
@@ -209,11 +223,16 @@ def _rules(params: ReviewParams) -> Iterable[str]:
         "made from it decide."
     )
     yield (
-        f"{EQUIVALENT}: the {equivalence.confidence:.0%} interval of the difference in a metric, by the paired "
-        f"bootstrap over the test images ({equivalence.bootstrap_samples} resamples), lies within "
-        f"±{equivalence.margin:g}; tables and figures follow the runs they are made from."
+        f"{EQUIVALENT}: the {equivalence.confidence:.0%} interval of the difference in every metric of validation and "
+        f"of test lies within ±{equivalence.margin:g}, of log loss and Brier score within ±{equivalence.loss_margin:g} "
+        "x what equal probabilities lose; by the score test for accuracy, by the paired bootstrap over the images "
+        f"({equivalence.bootstrap_samples} resamples) for the others. Tables and figures must be what their stage "
+        "makes of the claimed runs."
     )
-    yield f"{DIVERGED}: everything else. Its cause is sought at the first stages that diverged: {_kinds()}."
+    yield (
+        f"{DIVERGED}: everything else. Causes are sought at the first stages that are not identical, and at the first "
+        f"that diverged: {_kinds()}."
+    )
 
 
 def _kinds() -> str:

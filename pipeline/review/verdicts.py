@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, leaderboard
+from pipeline import artifacts, leaderboard, metrics
 from pipeline.params import Block
 from pipeline.review import closeness, equivalence
 from pipeline.review.closeness import ToleranceParams
@@ -22,7 +22,11 @@ EQUIVALENT = "statistically equivalent"
 DIVERGED = "diverged"
 VERDICTS = (IDENTICAL, CLOSE, EQUIVALENT, DIVERGED)
 
+REMADE = "made again of the claimed inputs"
 NOT_AVAILABLE = "differs, claimed bytes not available"
+# What the note of a run tells of its metrics, beside the one that chose; it is judged by all.
+USUAL_METRICS = ("accuracy", "roc_auc")
+BY_METRICS = "committed metrics"
 PREDICTIONS = "predictions.npz"
 RECORD = "record.json"
 
@@ -50,6 +54,11 @@ class Output:
     def unavailable(self) -> bool:
         return self.basis == NOT_AVAILABLE
 
+    @property
+    def claimed_bytes_missing(self) -> bool:
+        """Whether it was judged by no more than a digest, also where metrics vouch for it."""
+        return self.basis in (NOT_AVAILABLE, BY_METRICS)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -65,21 +74,25 @@ class Metric:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the two sides' predictions are measured by, if both are of the same images: labels of the test part, int
-    (n,), the positive class and the metrics that count."""
+    """What the two sides' predictions are measured by, if both are of the same images: {part: labels, int (n,)} of
+    validation and test, the positive class, the metric that chose, and the bins of the calibration error."""
 
-    labels: np.ndarray
+    labels: Mapping[str, np.ndarray]
     positive: int | None
-    metrics: tuple[str, ...]
+    metric: str
+    calibration_bins: int = 15
 
 
 @dataclass(frozen=True)
-class Runs:
-    """What became of the runs: their outputs' verdicts, and the differences in metrics of those that are not the same
-    bytes."""
+class Pair:
+    """Claimed and replayed probabilities (n, classes) of one part: of the selected candidate, which is what the
+    leaderboard measures, or (``also``) of another candidate or training."""
 
-    verdicts: Mapping[str, str] = field(default_factory=dict)
-    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    name: str
+    part: str
+    claimed: np.ndarray
+    replayed: np.ndarray
+    also: bool = False
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -128,7 +141,9 @@ def run(
 ) -> tuple[str, list[str], dict[str, Difference]]:
     """Judge a run's directory: its predictions decide, unless the run was of another method or candidate parameters.
 
-    Files of models cannot be compared otherwise: two models are the same if they say the same of every image.
+    Files of models cannot be compared otherwise: two models are the same if they say the same of every image. Then the
+    record has to say the same as well. Of an equivalent run it may tell of another training. Returned are the
+    differences in the metrics of the leaderboard, by part and metric.
     """
     try:
         before, after = (artifacts.read_predictions(side / PREDICTIONS) for side in (claimed, replayed))
@@ -137,62 +152,104 @@ def run(
         return DIVERGED, [str(error)], {}
     if notes := _other_record(*records):
         return DIVERGED, notes, {}
-    if before.validation.shape != after.validation.shape or before.test.shape != after.test.shape:
-        return DIVERGED, ["other numbers of candidates or images than claimed"], {}
-    largest = max(closeness.largest_difference(*pair) for pair in _pairs(before, after))
+    sides = [(before, records[0]), (after, records[1])]
+    if not all(0 <= record.selected < len(side.validation) == len(record.candidates) for side, record in sides):
+        return DIVERGED, [f"{RECORD} and {PREDICTIONS} are not of the same candidates"], {}
+    shapes = [[(part.name, part.claimed.shape) for part in _pairs(side, side)] for side in sides]
+    if shapes[0] != shapes[1]:
+        return DIVERGED, ["other numbers of candidates, trainings or images than claimed"], {}
+    pairs = _pairs(*sides)
+    if truth is not None and any(len(truth.labels[pair.part]) != len(pair.claimed) for pair in pairs):
+        truth = None
+    largest = max(closeness.largest_difference(pair.claimed, pair.replayed) for pair in pairs)
     changed = equivalence.changed_predictions(before.test, after.test)
     notes = [f"probabilities differ by at most {largest:.3g}, the class of {changed} of {len(after.test)} test images"]
     if records[0].selected != records[1].selected:
         names = [record.candidates[record.selected].name for record in records]
         notes.append(f"validation selects {names[1]} instead of {names[0]}")
-    differences = {}
-    if truth is not None:
-        differences = equivalence.differences(
-            before.test,
-            after.test,
-            truth.labels,
-            names=truth.metrics,
-            positive=truth.positive,
-            params=params.equivalence,
-        )
-    if before.repeats == after.repeats and all(params.tolerance.close(*pair) for pair in _pairs(before, after)):
-        return CLOSE, notes, differences
+    differing = [pair for pair in pairs if not np.array_equal(pair.claimed, pair.replayed)]
+    found = {} if truth is None else {pair.name: _differences(pair, truth, params) for pair in differing}
+    differences = {
+        f"{pair.name}_{metric}": one
+        for pair in differing if truth is not None and not pair.also
+        for metric, one in found[pair.name].items()
+    }  # fmt: skip
+    told = closeness.values(*(record.model_dump() for record in records), params.tolerance)
+    notes += [f"{RECORD}: {note}" for note in told.notes if not told.close]
+    if all(params.tolerance.close(pair.claimed, pair.replayed) for pair in pairs):
+        return (CLOSE if told.close else DIVERGED), notes, differences
     if truth is None:
-        return DIVERGED, [*notes, "not of the same test images, so nothing can be paired"], {}
-    notes += [str(difference) for difference in differences.values()]
-    within = all(difference.within(params.equivalence.margin) for difference in differences.values())
-    return EQUIVALENT if differences and within else DIVERGED, notes, differences
+        return DIVERGED, [*notes, "not of the same validation and test images, so nothing can be paired"], {}
+    shown = [(pair, one) for pair in differing for one in found[pair.name].values()]
+    notes += [f"{pair.name} {one}" for pair, one in shown
+              if not one.equivalent or (not pair.also and one.metric in (truth.metric, *USUAL_METRICS))]  # fmt: skip
+    return EQUIVALENT if all(one.equivalent for _, one in shown) else DIVERGED, notes, differences
 
 
 def _other_record(claimed: artifacts.Record, replayed: artifacts.Record) -> list[str]:
-    """Return how two records are not of the same method, classes or parameters; what training gave may differ."""
+    """Return how two records are not of the same method, classes or parameters; what training gave may differ.
+
+    What a network costs is no result of its training, but follows from its parameters.
+    """
+    same = claimed.selected == replayed.selected and claimed.stage != "sweep"
 
     def told(record: artifacts.Record) -> dict[str, Any]:
-        wanted = ("stage", "network", "method", "classes", "parameters")
+        wanted = ("stage", "network", "method", "classes", "parameters", "draws", "ablation")
         chosen = {name: getattr(record, name) for name in wanted}
+        chosen["cost"] = record.cost.model_dump(exclude={"model_bytes"}) if same else {}
+        chosen["repeats"] = [one.seed for one in record.repeats]
         return chosen | {"candidates": [[one.name, one.parameters] for one in record.candidates]}
 
     before, after = told(claimed), told(replayed)
     return [f"{RECORD}: {name} differ from the claimed" for name in before if before[name] != after[name]]
 
 
-def _pairs(before: artifacts.Predictions, after: artifacts.Predictions) -> list[tuple[np.ndarray, np.ndarray]]:
-    pairs = [(before.validation, after.validation), (before.test, after.test)]
-    if before.repeats == after.repeats > 1:
-        pairs += [(before.repeats_validation, after.repeats_validation), (before.repeats_test, after.repeats_test)]
+def _pairs(
+    claimed: tuple[artifacts.Predictions, artifacts.Record], replayed: tuple[artifacts.Predictions, artifacts.Record]
+) -> list[Pair]:
+    """Return everything that two runs of the same shapes predict, side by side."""
+    (before, one), (after, other) = claimed, replayed
+    chosen = before.validation[one.selected], after.validation[other.selected]
+    pairs = [Pair("validation", "validation", *chosen), Pair("test", "test", before.test, after.test)]
+    names = [candidate.name for candidate in one.candidates]
+    pairs += [Pair(f"candidate {name}, validation", "validation", *sides, also=True)
+              for name, *sides in zip(names, before.validation, after.validation, strict=False)]  # fmt: skip
+    if before.repeats > 1 < after.repeats:
+        for part, *sides in (("validation", before.repeats_validation, after.repeats_validation),
+                             ("test", before.repeats_test, after.repeats_test)):  # fmt: skip
+            pairs += [Pair(f"repeat {number}, {part}", part, *pair, also=True)
+                      for number, pair in enumerate(zip(*sides, strict=False), start=1)]  # fmt: skip
     return pairs
+
+
+def _differences(pair: Pair, truth: Truth, params: ReviewParams) -> dict[str, Difference]:
+    return equivalence.differences(
+        pair.claimed,
+        pair.replayed,
+        truth.labels[pair.part],
+        names=dict.fromkeys([truth.metric, "accuracy"]) if pair.also else metrics.NAMES,
+        positive=truth.positive,
+        params=params.equivalence,
+        calibration_bins=truth.calibration_bins,
+        close=params.tolerance.close(pair.claimed, pair.replayed),
+    )
 
 
 # --- the comparison and its metrics --------------------------------------------------------------------------------
 
 
 def metrics_of(
-    claimed: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], *, runs: Runs, params: ReviewParams
+    claimed: Sequence[Mapping[str, Any]],
+    replayed: Sequence[Mapping[str, Any]],
+    *,
+    differences: Mapping[str, Mapping[str, Difference]],
+    params: ReviewParams,
 ) -> list[Metric]:
     """Judge every value of two leaderboards, entries of leaderboard.json, and who is the champion.
 
-    A metric beyond the tolerance is equivalent if the paired bootstrap of its run says so; one that was not
-    bootstrapped, if its run's predictions are at least that: a probability near one half may flip within the tolerance.
+    ``differences``: of the runs that are not the same bytes, by run, then by part and metric. A metric beyond the
+    tolerance is equivalent by its own paired interval, or if every probability of its part is within the tolerance: one
+    near one half may flip. In either case it must be the metric of the claimed predictions.
     """
     found = []
     champions = [next((entry["run"] for entry in side if entry["champion"]), None) for side in (claimed, replayed)]
@@ -207,50 +264,44 @@ def metrics_of(
         for part in ("validation", "test"):
             for metric, score in before[name][part].items():
                 other = after[name][part].get(metric, {}).get("value")
-                found.append(_metric(name, f"{part}_{metric}", score["value"], other, runs, params))
+                difference = differences.get(name, {}).get(f"{part}_{metric}")
+                found.append(_metric(name, f"{part}_{metric}", score["value"], other, difference, params))
     return found
 
 
-def _metric(run: str, name: str, claimed: Any, replayed: Any, runs: Runs, params: ReviewParams) -> Metric:
+def _metric(
+    run: str, name: str, claimed: Any, replayed: Any, difference: Difference | None, params: ReviewParams
+) -> Metric:
+    def judged(verdict: str, note: str = "") -> Metric:
+        return Metric(run, name, claimed, replayed, verdict, note)
+
     if claimed == replayed:
-        return Metric(run, name, claimed, replayed, IDENTICAL)
+        return judged(IDENTICAL)
     if claimed is None or replayed is None:
-        return Metric(run, name, claimed, replayed, DIVERGED, "defined on one side only")
+        return judged(DIVERGED, "defined on one side only")
     if params.tolerance.close(claimed, replayed):
-        return Metric(run, name, claimed, replayed, CLOSE)
-    difference = runs.differences.get(run, {}).get(name.removeprefix("test_"))
-    if name.startswith("test_") and difference is not None:
-        verdict = EQUIVALENT if difference.within(params.equivalence.margin) else DIVERGED
-        return Metric(run, name, claimed, replayed, verdict, f"[{difference.low:+.4f}, {difference.high:+.4f}]")
-    if runs.verdicts.get(run) in (CLOSE, EQUIVALENT):
-        return Metric(run, name, claimed, replayed, EQUIVALENT, "as the predictions of its run")
-    return Metric(run, name, claimed, replayed, DIVERGED)
+        return judged(CLOSE)
+    if difference is None:
+        return judged(DIVERGED)
+    if not params.tolerance.close(difference.claimed, claimed):
+        return judged(DIVERGED, f"the claimed predictions give {leaderboard.number(difference.claimed)}")
+    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}], at most ±{difference.margin:.2g}"
+    note = "every probability is within the tolerance" if difference.close else interval
+    return judged(EQUIVALENT if difference.equivalent else DIVERGED, note)
 
 
 def settled(outputs: Sequence[Output], metrics: Sequence[Metric], pipeline: Pipeline) -> list[Output]:
-    """Return the outputs, judged again where more than themselves decides.
+    """Return the outputs, judged again where only the digest of the claim is left: the committed metrics of the runs
+    made from it decide, all of them within the tolerance, or diverged.
 
-    - What was made of runs that are not the same bytes, tables and figures, can be no closer than they are: it gets the
-      worst verdict of the metrics, if those are no divergence.
-    - Where only the digest of the claim is left, the committed metrics of the runs made from it decide: all of them
-      within the tolerance, or diverged.
+    Not of a table of images: a label, a part or a copy says nothing of itself in a metric.
     """
-    by_stage: dict[str, list[Output]] = {}
-    for one in outputs:
-        by_stage.setdefault(one.stage, []).append(one)
-    run_stages = {one.stage for one in outputs if _is_run(one.path)}
-    found = []
-    for one in outputs:
-        upstream = pipeline.before.get(one.stage, frozenset())
-        loose = worst(two.verdict for name in upstream & run_stages for two in by_stage[name])
-        if one.verdict == DIVERGED and one.unavailable:
-            one = _by_metrics(one, _runs_from(one, outputs, pipeline), metrics)
-        elif one.verdict == DIVERGED and one.basis == "content" and upstream & run_stages and loose != IDENTICAL:
-            of_metrics = worst(metric.verdict for metric in metrics)
-            if metrics and loose != DIVERGED and of_metrics != DIVERGED:
-                one = replace(one, verdict=worst([loose, of_metrics]), basis="the runs it is made from")
-        found.append(one)
-    return found
+    return [
+        _by_metrics(one, runs_from(one, outputs, pipeline), metrics)
+        if one.verdict == DIVERGED and one.unavailable and not one.path.endswith(".csv")
+        else one
+        for one in outputs
+    ]
 
 
 def _by_metrics(one: Output, runs: Collection[str], metrics: Sequence[Metric]) -> Output:
@@ -258,20 +309,20 @@ def _by_metrics(one: Output, runs: Collection[str], metrics: Sequence[Metric]) -
     known = {metric.run for metric in concerned} >= set(runs)
     if runs and known and worst(metric.verdict for metric in concerned) in (IDENTICAL, CLOSE):
         note = f"{NOT_AVAILABLE}; every committed metric made from it agrees"
-        return replace(one, verdict=CLOSE, basis="committed metrics", notes=(*one.notes, note))
+        return replace(one, verdict=CLOSE, basis=BY_METRICS, notes=(*one.notes, note))
     return one
 
 
-def _runs_from(one: Output, outputs: Sequence[Output], pipeline: Pipeline) -> set[str]:
+def runs_from(one: Output, outputs: Sequence[Output], pipeline: Pipeline) -> set[str]:
     """Return the names of the runs that an output is, or goes into, or, of what is made from runs, comes from."""
     later = {stage.name for stage in pipeline.after(one.stage)}
-    of_runs = [two for two in outputs if _is_run(two.path)]
+    of_runs = [two for two in outputs if is_run(two.path)]
     own = {two.path for two in of_runs if two.stage == one.stage or two.stage in later}
     own = own or {two.path for two in of_runs if two.stage in pipeline.before[one.stage]}
     return {run_name(path) for path in own}
 
 
-def _is_run(path: str) -> bool:
+def is_run(path: str) -> bool:
     return path.startswith(f"{artifacts.RUNS.as_posix()}/")
 
 
