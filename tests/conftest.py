@@ -23,8 +23,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests of the finished clone, which take longest."""
-    items.sort(key=lambda item: not _needs_finished(item))
+    """Start with the tests of the finished clone, for which others wait; end with the heaviest networks."""
+    items.sort(key=lambda item: 2 if _is_of_every_network(item) else 0 if _needs_finished(item) else 1)
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,10 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(root, destination)
     run(destination, "dvc", "repro")
     return destination
+
+
+def _is_of_every_network(item: pytest.Item) -> bool:
+    return item.path.stem == "test_backbone_table" and item.get_closest_marker("slow") is not None
 
 
 def _needs_finished(item: pytest.Item) -> bool:
