@@ -222,8 +222,7 @@ LISTINGS = {"listdir", "scandir", "iterdir", "glob", "rglob", "walk"}
 UNORDERED = {
     ("artifacts.py", "whole_directory"), ("stages/dataset.py", "main"), ("stages/compare.py", "main"),
     ("feature_store.py", "_remove_abandoned"), ("feature_store.py", "_bytes_in"), ("feature_store.py", "make_room"),
-    ("datasets/folder.py", "_folders"), ("datasets/folder.py", "_outside"), ("datasets/folder.py", "_files"),
-    ("datasets/folder.py", "_check_folder"),
+    ("datasets/folder.py", "_listed"),
 }  # fmt: skip
 
 

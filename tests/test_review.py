@@ -471,7 +471,7 @@ def test_the_command_attaches_its_review_to_the_runs_of_the_records(here, capsys
 
     place = tracking.Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
-    dataset = tracking.dataset_name({"source": "folder", "path": "data/labels.txt"}, here / MANIFEST)
+    dataset = tracking.dataset_name({"source": "folder", "path": "data/labels.txt"})
     connection = store.connect(place, tracking.experiment_name(dataset))
     record = identity.record_digest(here / reviewed.RUN)
     tags = {"level": "method", "stage": "sweep", "network": "net", "method": "svm"}

@@ -97,4 +97,6 @@ def test_the_sampling_error_of_an_accuracy():
     intercept = ols("value ~ 1", pd.DataFrame({"value": np.repeat([1.0, 0.0], [570, 86])})).fit()
     # A regression divides by n - 1.
     expected = float(intercept.bse.iloc[0]) * math.sqrt(655 / 656)
-    assert variance.sampling_sd(570 / 656, 656) == pytest.approx(expected)
+    hits = np.repeat([True, False], [570, 86])
+    alone = variance.sampling_variance(hits, [str(image) for image in range(656)])
+    assert math.sqrt(alone) == pytest.approx(expected)

@@ -253,19 +253,23 @@ def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:
 
 
 def test_projects_with_folders_of_one_name_have_experiments_of_their_own_that_stay_when_images_are_added(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def name(*labels: str, path: str = "data/images") -> str:
         one = {"group": "", "stratum": "", "sha256": "0" * 64}
         rows = [{**one, "path": f"{i}.png", "label": label, "split": "train"} for i, label in enumerate(labels)]
-        artifacts.write_csv(tmp_path / "manifest.csv", artifacts.MANIFEST_COLUMNS, rows)
-        return tracking.dataset_name({"source": "folder", "path": path}, tmp_path / "manifest.csv")
+        artifacts.MANIFEST.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+        return tracking.dataset_name({"source": "folder", "path": path})
 
     assert re.fullmatch("images-[0-9a-f]{8}", name("good", "bad"))
     assert name("good", "bad") == name("bad", "good", "good", path="elsewhere/images")
     assert len({name("good", "bad"), name("cat", "dog"), name("cat", "dog", path="data/animals")}) == 3
+    artifacts.MANIFEST.unlink()
     for published in ("elpv", "mnist"):
-        assert tracking.dataset_name({"source": published, "path": "data/x.json"}, tmp_path / "none") == published
+        assert tracking.dataset_name({"source": published, "path": "data/x.json"}) == published
 
 
 def test_an_experiment_may_be_named_as_mlflow_names_it(two_methods: tracking.Comparison, monkeypatch) -> None:

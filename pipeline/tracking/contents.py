@@ -86,7 +86,7 @@ class Comparison:
     environment_record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def dataset_name(block: Mapping[str, Any], manifest: Path = artifacts.MANIFEST) -> str:
+def dataset_name(block: Mapping[str, Any]) -> str:
     """Return the name of the data set that the block ``dataset`` of params.yaml describes.
 
     A published one has its own. A folder's is followed by a digest of its classes: every project may call its folder
@@ -94,7 +94,7 @@ def dataset_name(block: Mapping[str, Any], manifest: Path = artifacts.MANIFEST) 
     """
     if block["source"] != "folder":
         return block["source"]
-    classes = artifacts.read_part("train", manifest).classes
+    classes = artifacts.read_part("train").classes
     return f"{Path(block['path']).name}-{provenance.digest(classes)[:8]}"
 
 
