@@ -23,8 +23,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests of the finished clone, for which others wait; end with the heaviest networks."""
-    items.sort(key=lambda item: 2 if _is_of_every_network(item) else 0 if _needs_finished(item) else 1)
+    """Start with the tests of the finished clone, for which others wait; end with those that take longest by far."""
+    items.sort(key=lambda item: _LAST.index(item.path.stem) if _takes_longest(item) else -_needs_finished(item) - 1)
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,12 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return destination
 
 
-def _is_of_every_network(item: pytest.Item) -> bool:
-    return item.path.stem == "test_backbone_table" and item.get_closest_marker("slow") is not None
+# Their slow tests take more than half an hour each.
+_LAST = ("test_kill_campaign", "test_backbone_table")
+
+
+def _takes_longest(item: pytest.Item) -> bool:
+    return item.path.stem in _LAST and item.get_closest_marker("slow") is not None
 
 
 def _needs_finished(item: pytest.Item) -> bool:
