@@ -47,9 +47,10 @@ def shortened(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, An
         family["grid"] = {name: choices[:1] for name, choices in family["grid"].items()}
         family |= {name: few for name, few in (("trees", 4), ("patience", 2)) if name in family}
     for stage in ("head", "fine_tune", "scratch"):
-        values[stage]["epochs"] = 2 if values[stage].get("gradual") else 1
+        values[stage]["epochs"] = 1
     if values["fine_tune"]["gradual"]:
         values["fine_tune"]["gradual"]["epochs"] = 1
+        values["fine_tune"]["epochs"] = values["fine_tune"]["unfreeze"]["last_blocks"]  # another one in each epoch
     return values
 
 
