@@ -260,6 +260,9 @@ def _names(key: str, names: Any, allowed: Any) -> None:
         if not isinstance(name, str):
             raise params.ParamsError(f"params.yaml: {key} must be a list of names, received {names!r}")
         if name not in allowed:
-            raise params.ParamsError(params.unknown_key(str(name), map(str, allowed), where=key).replace("key ", ""))
+            message = params.unknown_key(str(name), map(str, allowed), where=key).replace("key ", "")
+            raise params.ParamsError(
+                message if allowed else f"{message}. There is nothing to choose from: set it to []"
+            )
     if len(set(names)) != len(names):
         raise params.ParamsError(f"params.yaml: {key} names something twice, received {names!r}")

@@ -32,6 +32,7 @@ main() {
     install=''
     if ! environment_is_whole; then
         install=yes
+        check_link
         find_python
     fi
     if [ "$install$work" ]; then announce; fi
@@ -48,6 +49,14 @@ stop() {
 # their interpreter by its full path).
 environment_is_whole() {
     [ -x "$venv/bin/python" ] && { pwd -P && cat "$lock"; } | cmp -s - "$venv/installed-from"
+}
+
+# The installer empties the folder first, and behind a link that may be somebody else's.
+check_link() {
+    if [ -L "$venv" ]; then
+        stop "$venv is a link to $(readlink "$venv"), which was not built for this folder: remove the link, and make builds
+an environment here."
+    fi
 }
 
 check_git() {

@@ -333,3 +333,10 @@ def test_overriding_changes_no_other_line_however_often(root, tmp_path):
     for epochs in (7, 8, 30):
         params.override(file, {"head.epochs": epochs, "features.layers": ["fc2"] if epochs < 30 else None})
     assert file.read_text(encoding="utf-8") == before
+
+
+def test_what_names_a_run_that_was_switched_off_is_told_how_to_switch_it_off_too(values):
+    values = copy.deepcopy(values)
+    values["head"]["backbones"] = values["fine_tune"]["backbones"] = values["scratch"]["networks"] = []
+    with pytest.raises(ParamsError, match=r"explain\.runs: unknown '\S+'\. There is nothing .*: set it to \[\]"):
+        schema.check(values)

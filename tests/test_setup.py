@@ -208,6 +208,18 @@ def test_moved_project_is_rebuilt_because_its_commands_name_their_interpreter(pr
     assert "is needed" in project.build(PYTHON="/no/such/python").stderr
 
 
+def test_an_environment_behind_a_link_is_not_emptied(project):
+    assert project.build().returncode == 0
+    elsewhere = project.directory.with_name("elsewhere")
+    (project.directory / ".venv").rename(elsewhere)
+    (project.directory / ".venv").symlink_to(elsewhere)
+    project.lock.write_text(write_wheel(project.wheels, name="tiny", version="2.0"), encoding="utf-8")
+    refused = project.build()
+    assert refused.returncode != 0
+    assert f".venv is a link to {elsewhere}" in refused.stderr and "remove the link" in refused.stderr
+    assert list(elsewhere.glob("lib/python3*/site-packages/tiny-1.0.dist-info"))
+
+
 def fake_pythons(directory: Path, version: str) -> Path:
     """Write programs called python, python3, python3.11 ... that all claim to be ``version``."""
     directory.mkdir()
