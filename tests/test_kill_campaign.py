@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,7 @@ def kill(process: subprocess.Popen, moment: float) -> bool:
     return True
 
 
-def campaign_on(target: Target) -> Outcome:
+def campaign_on(target: Target, interrupted: threading.Event) -> Outcome:
     """Kill a stage again and again, starting over whenever it got to its end, and then let it finish."""
     outcome, moments = Outcome(), random.Random(f"{SEED} {target.name}")
     started = time.monotonic()
@@ -150,6 +151,8 @@ def campaign_on(target: Target) -> Outcome:
     outcome.problems += target.differences(whole=True)
     target.start_over()
     while len(outcome.moments) < KILLS and not outcome.problems:
+        if interrupted.is_set():
+            return Outcome(problems=["interrupted"])
         target.remove_outputs()
         moment = moments.uniform(0, outcome.seconds)
         process = target.start()
@@ -170,20 +173,26 @@ def campaign_on(target: Target) -> Outcome:
 
 @pytest.fixture(scope="module")
 def campaign(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    folder = tmp_path_factory.mktemp("campaign")
+    folder, interrupted = tmp_path_factory.mktemp("campaign"), threading.Event()
 
     def run(stage: str) -> Outcome:
         clone = folder / stage
         target = Target.of(stage, finished, clone)
-        outcome = campaign_on(target)
+        outcome = campaign_on(target, interrupted)
         if stage == "track" and not outcome.problems:
             assert_mlflow_shows_every_run_once(clone)
         shutil.rmtree(clone)
         return outcome
 
     started = time.monotonic()
-    with ThreadPoolExecutor(WORKERS) as pool:
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
         found = dict(zip(STAGES, pool.map(run, STAGES), strict=True))
+    except BaseException:
+        interrupted.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     for stage, outcome in found.items():
         print(f"{stage}: {len(outcome.moments)} kills within {outcome.seconds:.1f} s")
     print(f"the campaign took {time.monotonic() - started:.0f} s")
