@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "head": Benchmark("head training with kept and with fresh views", 35),
     "fine_tune": Benchmark("fine-tuning the last third of the blocks", 30),
     "sweeps": Benchmark("default grids of classifiers", 20),
-    "growth": Benchmark("1,000 to 60,000 images: time and memory", 30, repeats=1),
+    "growth": Benchmark("1,000 to 60,000 images: time and memory", 12, repeats=1),
     "whole_pipeline": Benchmark("the default pipeline, cold, against the one before", 60, repeats=1, default=False),
 }
 

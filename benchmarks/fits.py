@@ -52,9 +52,7 @@ def claim(
 def _on_all_images(runs: Mapping[str, list[Run]], ours: str, rival: str, sizes: Sizes) -> str:
     try:
         fast, slow = (
-            measure.line(
-                (sizes.few, measure.seconds(runs[name + ON_FEW])), (sizes.many, measure.seconds(runs[name]))
-            )
+            measure.line((sizes.few, measure.seconds(runs[name + ON_FEW])), (sizes.many, measure.seconds(runs[name])))
             for name in (ours, rival)
         )
     except BenchmarkError as error:

@@ -179,9 +179,7 @@ def seconds(runs: Sequence[Run]) -> float:
     return statistics.median(run.seconds for run in runs)
 
 
-def ratio_row(
-    claim: str, *, ours: Sequence[Run], rival: Sequence[Run], target: float | None, detail: str = ""
-) -> Row:
+def ratio_row(claim: str, *, ours: Sequence[Run], rival: Sequence[Run], target: float | None, detail: str = "") -> Row:
     """Return how many times faster ours is than the rival: median, smallest and largest of the turns' ratios."""
     ratios = [slow.seconds / fast.seconds for fast, slow in zip(ours, rival, strict=True)]
     text = f"{seconds(ours):.1f} s against {seconds(rival):.1f} s" + (f"; {detail}" if detail else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -184,7 +185,7 @@ class Part:
     """One part of the split, in manifest order.
 
     ``paths`` are relative to `SPLIT`. ``labels`` are int64 (n,) indices into ``classes`` (sorted by name), or None for
-    the test part.
+    the test part. ``groups``: what lies whole in this part; "" of an image that belongs to none.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Part:
     paths: tuple[str, ...]
     sha256: tuple[str, ...]
     strata: tuple[str, ...]
+    groups: tuple[str, ...]
     labels: np.ndarray | None
 
     def __len__(self) -> int:
@@ -207,7 +209,7 @@ def read_part(name: Literal["train", "validation", "test"], manifest: Path = MAN
     part, labels = _read_part(name, manifest)
     if name == "test":
         return part
-    return Part(part.name, part.classes, part.paths, part.sha256, part.strata, labels)
+    return dataclasses.replace(part, labels=labels)
 
 
 def read_test_labels(manifest: Path = MANIFEST) -> np.ndarray:
@@ -230,6 +232,7 @@ def _read_part(name: str, manifest: Path) -> tuple[Part, np.ndarray]:
         paths=tuple(row["path"] for row in chosen),
         sha256=tuple(row["sha256"] for row in chosen),
         strata=tuple(row["stratum"] for row in chosen),
+        groups=tuple(row["group"] for row in chosen),
         labels=None,
     )
     return part, np.array([index[row["label"]] for row in chosen], dtype=np.int64)
@@ -268,9 +271,7 @@ def read_features(directory: Path, part: Part) -> np.ndarray:
     except ValueError as error:
         raise ArtifactError(f"{path} is not a whole .npy file: {error}") from None
     if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(part):
-        raise ArtifactError(
-            f"{path} must be float32 ({len(part)}, width), received {features.dtype} {features.shape}"
-        )
+        raise ArtifactError(f"{path} must be float32 ({len(part)}, width), received {features.dtype} {features.shape}")
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise ArtifactError(f"{path} holds values that are not finite, first in row {row}: {part.paths[row]}")

@@ -27,11 +27,7 @@ class Example(NamedTuple):
 def of_part(part: artifacts.Part) -> list[Example]:
     """Return about `IMAGES` images of a part that has labels, at equal distances over its classes and within them."""
     classes = _evenly(np.unique(part.labels), IMAGES)
-    rows = [
-        row
-        for label in classes
-        for row in _evenly(np.flatnonzero(part.labels == label), IMAGES // len(classes))
-    ]
+    rows = [row for label in classes for row in _evenly(np.flatnonzero(part.labels == label), IMAGES // len(classes))]
     return [Example(part.files[row], part.sha256[row], part.classes[part.labels[row]]) for row in rows]
 
 

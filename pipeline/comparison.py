@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,15 @@ class Protocol:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.validation.classes
+
+    def groups(self, part: str) -> tuple[str, ...]:
+        return {"validation": self.validation, "test": self.test}[part].groups
+
+    @functools.cached_property
+    def units(self) -> dict[str, int]:
+        """How many images and whole groups are drawn independently of each other: see `statistics.units`."""
+        parts = ("validation", "test")
+        return {part: len(set(statistics.units(self.sizes[part], self.groups(part)))) for part in parts}
 
     def evaluate(self, probabilities: np.ndarray, labels: np.ndarray) -> metrics.Evaluation:
         return metrics.Evaluation(
@@ -143,9 +153,11 @@ def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) 
             method.record,
             rank=place,
             selected_by=metric,
-            validation=_intervals(method.validation, validation[method.record.name], confidence),
-            test=_intervals(method.test, test[method.record.name], confidence),
-            strata=_strata(method, test[method.record.name], metric, confidence),
+            validation=_intervals(
+                method.validation, validation[method.record.name], confidence, protocol.units["validation"]
+            ),
+            test=_intervals(method.test, test[method.record.name], confidence, protocol.units["test"]),
+            strata=_strata(method, test[method.record.name], protocol),
             against_champion=against.get(method.record.name),
             repeats=_spread(method),
             calibration=_before_and_after(method),
@@ -195,6 +207,7 @@ def _resampled(measures: Mapping[str, Mapping[str, statistics.Measure]], protoco
             {name: measures[part][name]},
             protocol.sizes[part],
             samples=protocol.compare.bootstrap_samples,
+            groups=protocol.groups(part),
             # The same for every method, so that all are measured on the same resamples.
             generator=seeds.generator(protocol.seed, "compare", part),
         )
@@ -213,13 +226,13 @@ def _with_strata(method: Method, metric: str) -> statistics.Measure:
     return measure
 
 
-def _strata(
-    method: Method, resampled: Mapping[str, np.ndarray], metric: str, confidence: float
-) -> dict[str, dict[str, Any]]:
+def _strata(method: Method, resampled: Mapping[str, np.ndarray], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    metric, groups = protocol.selection.metric, np.array(protocol.groups("test"))
     found = {}
     for stratum, (rows, evaluation) in method.strata.items():
         value = float(evaluation.measure(names=[metric])[metric][0])
-        interval = statistics.percentile_interval(value, resampled[_stratum_key(stratum)], confidence=confidence)
+        units = len(set(statistics.units(len(rows), groups[rows].tolist())))
+        interval = _interval(metric, value, resampled[_stratum_key(stratum)], protocol.compare.confidence, units)
         found[stratum] = {"n": len(rows), **leaderboard.numbers(interval._asdict())}
     return found
 
@@ -229,14 +242,18 @@ def _stratum_key(stratum: str) -> str:
 
 
 def _intervals(
-    evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], confidence: float
+    evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], confidence: float, units: int
 ) -> dict[str, dict[str, float | None]]:
     return {
-        name: leaderboard.numbers(
-            statistics.percentile_interval(float(value[0]), resampled[name], confidence=confidence)._asdict()
-        )
+        name: leaderboard.numbers(_interval(name, float(value[0]), resampled[name], confidence, units)._asdict())
         for name, value in evaluation.measure().items()
     }
+
+
+def _interval(metric: str, value: float, resampled: np.ndarray, confidence: float, units: int) -> statistics.Interval:
+    if metric == "accuracy":
+        return statistics.accuracy_interval(value, resampled, confidence=confidence, units=units)
+    return statistics.percentile_interval(value, resampled, confidence=confidence)
 
 
 def _against_champion(
@@ -247,7 +264,8 @@ def _against_champion(
     metric = protocol.selection.metric
     reached = {method.record.name: float(method.test.measure(names=[metric])[metric][0]) for method in ranked}
     best = champion.record.name
-    tests = [statistics.mcnemar(champion.test.correct, method.test.correct) for method in others]
+    groups = protocol.groups("test")
+    tests = [statistics.paired_test(champion.test.correct, method.test.correct, groups) for method in others]
     corrected = [leaderboard.number(p) for p in statistics.holm([test.p for test in tests])]
     found = {}
     for method, test, p_holm in zip(others, tests, corrected, strict=True):
@@ -276,7 +294,7 @@ def details(ranked: Sequence[Method], found: Sequence[leaderboard.Entry], protoc
         "positive_class": protocol.selection.positive_class,
         "selected_by": protocol.selection.metric,
         "images": dict(protocol.sizes),
-        "intervals": protocol.compare.model_dump(),
+        "intervals": protocol.compare.model_dump() | {"units": protocol.units},
         "champion": ranked[0].record.name,
         "paired_tests": {entry["run"]: entry["against_champion"] for entry in found[1:]},
         "runs": {

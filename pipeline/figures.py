@@ -263,5 +263,3 @@ def _draw_training(axes: Axes, run: Training, key: str, *, train: str | None = N
     if run.best_step is not None:
         axes.plot(run.best_step + 1, values[run.best_step], "*", color=style["color"], markersize=13,
                   markeredgecolor="white", zorder=4)  # fmt: skip
-
-

@@ -38,16 +38,17 @@ def text(entries: Sequence[Entry]) -> str:
                   enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]  # fmt: skip
-    warnings = [
-        f"{title_of(one)}: {said}" for one in entries if (said := _unconverged(one))
-    ]
+    warnings = [f"{title_of(one)}: {said}" for one in entries if (said := _unconverged(one))]
     return "\n".join([*lines, *warnings, *(textwrap.fill(said, CONSOLE) for said in _about_repeats(entries))])
 
 
-def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: float, samples: int) -> str:
+def markdown(
+    entries: Sequence[Entry], *, sizes: Mapping[str, int], units: Mapping[str, int], confidence: float, samples: int
+) -> str:
     """Return leaderboard.md: the table, what the test says, and how the numbers were made.
 
-    ``sizes``: number of images of each part. ``samples``: bootstrap resamples behind each interval.
+    ``sizes``: number of images of each part. ``units``: of images and whole groups that are drawn independently of each
+    other. ``samples``: bootstrap resamples behind each interval.
     """
     metric = entries[0]["selected_by"]
     header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
@@ -74,12 +75,16 @@ def markdown(entries: Sequence[Entry], *, sizes: Mapping[str, int], confidence: 
                 ]
             )
         )
+    drawn, test = "the images", "exact McNemar test"
+    if units["test"] < sizes["test"]:
+        drawn = f"whole groups, {units['test']:,} in test, because images of one group are alike"
+        test = "exact test that lets a group take sides as one (McNemar's, were all groups of one image)"
     notes = (
         f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
         f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
         f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
-        f"{confidence:.0%}, from {samples:,} bootstrap resamples of the images, for this split and these trained "
-        f"models. p: exact McNemar test against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
+        f"{confidence:.0%}, from {samples:,} bootstrap resamples of {drawn}, for this split and these trained "
+        f"models. p: {test} against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
         f"≈ marks the methods that it does not tell from the champion (p of {1 - confidence:.2g} or more), which is no "
         f"proof that they are equally good. "
         f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies "

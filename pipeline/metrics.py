@@ -237,9 +237,7 @@ def ranking(validation: np.ndarray, labels: np.ndarray, *, metric: str, positive
     return ranking_of_means(validation[:, np.newaxis], labels, metric=metric, positive=positive)
 
 
-def ranking_of_means(
-    validation: np.ndarray, labels: np.ndarray, *, metric: str, positive: int | None
-) -> list[int]:
+def ranking_of_means(validation: np.ndarray, labels: np.ndarray, *, metric: str, positive: int | None) -> list[int]:
     """Return the indices of ``validation`` (methods, repeats, n, classes), best first; see `ranking`.
 
     The metric and the log loss of a method are the means over its repeats.

@@ -63,12 +63,6 @@ def read_pool(directory: Path) -> Pool:
     return Pool(tuple(images), features, classes, labels)
 
 
-def groups(part: artifacts.Part) -> list[str]:
-    """Return the group that `dataset.groups` gives each image of a part, empty for one without."""
-    of = {image.sha256: image.group for image in datasets.read_catalog()}
-    return [of[digest] for digest in part.sha256]
-
-
 def sweep(
     given: params.Params,
     name: str,
@@ -78,12 +72,14 @@ def sweep(
     seed: int,
     candidates: Sequence[search.Candidate] | None = None,
     label: str | None = None,
+    threads: int | None = None,
 ) -> Sweep:
     """Fit a family on one split of the pool and let validation select.
 
     ``parts``: str (n,), the part of every image; one that is in none is left out. ``seed``: the root seed of everything
     that the family draws. ``candidates``: in place of those that the family's block in params.yaml asks for.
-    ``label``: of a progress bar over the candidates; none without.
+    ``label``: of a progress bar over the candidates; none without. ``threads``: in place of `compute.threads`; they
+    change no result.
     """
     selection = given.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(pool.classes, selection)
@@ -96,6 +92,7 @@ def sweep(
     tried, fits, scores = fit_all(
         given, name, data["train"], data["validation"], n_classes=len(pool.classes), score=score, seed=seed,
         candidates=candidates, label=label, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
+        threads=threads,
     )  # fmt: skip
     validation = np.stack([fit.validation for fit in fits])
     best = metrics.select(validation, labels, metric=selection.metric, positive=positive)
@@ -120,12 +117,13 @@ def fit_all(
     lower_is_better: bool,
     candidates: Sequence[search.Candidate] | None = None,
     label: str | None = None,
+    threads: int | None = None,
 ) -> tuple[list[search.Candidate], list[family.Fit], list[float]]:
     """Return the candidates that were tried, their fits, and their scores on validation."""
     module = family.find(name)
     block = given.block(f"classifiers.{name}", module.Params)
     fit_seed = seeds.child_seed(seed, "classifiers", name)
-    threads = given.block("compute", inference.ComputeParams).threads
+    threads = threads or given.block("compute", inference.ComputeParams).threads
     task = family.Task(train, validation, n_classes=n_classes, seed=fit_seed, threads=threads)
     proposed = proposals.Proposals(block, seed=fit_seed, lower_is_better=lower_is_better)
     scores: list[float] = []

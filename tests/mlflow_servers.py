@@ -218,7 +218,7 @@ class Proxy:
                     self.end_headers()
                     self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -137,8 +137,8 @@ def test_repeats_are_kept_beside_the_first_training_and_absent_without_them(tmp_
     with np.load(path) as arrays:
         assert sorted(arrays) == ["test", "validation"]
     assert artifacts.read_predictions(path).repeats == 1
-    again = np.full((2, 3, 2), 0.25, np.float32) + [0, 0.5], np.full((2, 4, 2), 0.25, np.float32) + [0, 0.5]
-    validation, test = (array.astype(np.float32) for array in again)
+    step = np.array([0, 0.5], np.float32)
+    validation, test = (np.full((2, count, 2), 0.25, np.float32) + step for count in (3, 4))
     artifacts.write_predictions(path, Predictions(once.validation, once.test, validation, test))
     read = artifacts.read_predictions(path)
     assert read.repeats == 3

@@ -110,9 +110,7 @@ def test_without_a_number_as_many_views_are_drawn_as_an_image_has(project, drawn
     example = augmentation_sheet.of_part(artifacts.read_part("train"))[0]
     for views, expected in ((2, 2), (None, augmentation_sheet.VIEWS), (50, augmentation_sheet.VIEWS)):
         drawn.clear()
-        augmentation_sheet.draw(
-            [example], given(views=views), size=32, seed=0, title="x", path=project / "sheet.png"
-        )
+        augmentation_sheet.draw([example], given(views=views), size=32, seed=0, title="x", path=project / "sheet.png")
         assert len(drawn[0].strips[0].pictures) == 1 + expected
 
 

@@ -172,7 +172,11 @@ def test_an_ablation_is_marked_in_every_table(root):
         lambda given: leaderboard_tables.text(given),
         lambda given: leaderboard_tables.short_markdown(given, confidence=0.95),
         lambda given: leaderboard_tables.markdown(
-            given, sizes=dict.fromkeys(artifacts.PARTS, 1), confidence=0.95, samples=9
+            given,
+            sizes=dict.fromkeys(artifacts.PARTS, 1),
+            units=dict.fromkeys(artifacts.PARTS, 1),
+            confidence=0.95,
+            samples=9,
         ),
     )
     for render in tables:

@@ -99,8 +99,14 @@ def test_growth_claims_name_the_exponent_beyond_start_up_and_the_memory_target()
     measured = {size: {"features": [Run(10 + 0.01 * (size - growth.FEW), 1.2)]} for size in (growth.FEW, *growth.SIZES)}
     found = growth.claims("features", "features", measured)
     assert found[-1].value == pytest.approx(1.0) and found[-1].met
+    assert "4,000 to 60,000" in found[-1].claim, "1,000 images take hardly longer than the start-up"
+    for size in growth.SIZES[:2]:
+        measured[size] = {"features": [Run(9.0, 1.2)]}
+    assert "16,000 to 60,000" in growth.claims("features", "features", measured)[-1].claim
+    measured[growth.SIZES[2]] = measured[growth.SIZES[0]]
+    assert all("exponent" not in row.claim for row in growth.claims("features", "features", measured))
     assert [claim.target for claim in found if claim.unit == "GB"] == [None, None, None, growth.LARGEST_GB]
-    assert [claim.value for claim in found if claim.unit == "s"][0] == 10 + 0.01 * (growth.SIZES[0] - growth.FEW)
+    assert next(claim.value for claim in found if claim.unit == "s") == 10 + 0.01 * (growth.SIZES[0] - growth.FEW)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

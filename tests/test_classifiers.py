@@ -346,7 +346,9 @@ def test_a_forest_of_arrays_predicts_as_scikit_learn_and_the_first_trees_of_a_la
     grid = {"n_estimators": [20, 5, 40], "max_features": [0.3], "min_samples_leaf": [2], "scale": [scale]}
     grid["class_weight"] = [None]
     for number, (point, shared) in enumerate(sweep("random_forest", train, validation, grid=grid)):
-        prepare = shared.model.preparation.features  # which differs from StandardScaler's in last digits, and they decide a split
+        prepare = (
+            shared.model.preparation.features
+        )  # which differs from StandardScaler's in last digits, and they decide a split
         forest = RandomForestClassifier(
             point["n_estimators"], max_features=0.3, min_samples_leaf=2, random_state=SEED, n_jobs=1
         ).fit(prepare(train[0]), train[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -24,6 +25,7 @@ from pipeline.stages import compare
 CLASSES = ("defective", "functional")
 # Per class and stratum, of each part.
 EACH = {"train": 2, "validation": 10, "test": 15}
+COMPARE = {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None}
 KERAS_HISTORY = {
     "loss": [0.7, 0.5],
     "accuracy": [0.6, 0.8],
@@ -61,9 +63,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_manifest(classes: Sequence[str] = CLASSES, strata: Sequence[str] = ("mono", "poly")) -> None:
+def write_manifest(
+    classes: Sequence[str] = CLASSES, strata: Sequence[str] = ("mono", "poly"), grouped_by: int | None = None
+) -> None:
+    """``grouped_by``: so many images of a class and stratum in a row are of one group."""
     rows = [
-        dict(path=f"{part}/{label}/{stratum}{index}.png", label=label, split=part, group="", stratum=stratum,
+        dict(path=f"{part}/{label}/{stratum}{index}.png", label=label, split=part, stratum=stratum,
+             group=f"{part}{label}{stratum}{index // grouped_by}" if grouped_by else "",
              sha256=f"{part}{label}{stratum}{index}")
         for part, count in EACH.items() for label in classes for stratum in strata for index in range(count)
     ]  # fmt: skip
@@ -80,7 +86,7 @@ def params(**changes: Any) -> Params:
         "fine_tune": {"backbones": []},
         "scratch": {"networks": ["convnet"]},
         "selection": {"metric": "accuracy", "positive_class": "defective"},
-        "compare": {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None},
+        "compare": COMPARE,
     }
     return Params(values | changes, compare.READS)
 
@@ -236,6 +242,38 @@ def test_corrected_p_values_are_never_smaller_and_the_champion_has_none(compared
         gained = paired["only_method_right"] - paired["only_champion_right"]
         assert paired["difference"]["value"] == pytest.approx(value) == pytest.approx(gained / 60)
         assert paired["difference"]["low"] <= paired["difference"]["value"] <= paired["difference"]["high"]
+
+
+def test_alike_images_of_one_group_make_intervals_wider_and_p_larger(project, capsys):
+    """The same predictions, once of 60 images, once of 12 groups that are right or wrong as a whole."""
+    found = {}
+    for grouped_by in (None, 5):
+        write_manifest(grouped_by=grouped_by)
+        for method, wrong in (("svm", (0, 7)), ("trees", (0, 2, 3, 7, 8))):
+            write_run("lite", method, validation=[0.9 if method == "svm" else 0.8], test=1.0)
+            file = artifacts.RUNS / f"lite-{method}" / "predictions.npz"
+            kept = artifacts.read_predictions(file)
+            flipped = np.where(np.isin(np.arange(60) // 5, wrong)[:, None], kept.test[:, ::-1], kept.test)
+            artifacts.write_predictions(file, dataclasses.replace(kept, test=flipped))
+        write_run("convnet", "scratch", validation=[0.5], test=1.0, stage="scratch")
+        compare.main(params(compare=COMPARE | {"bootstrap_samples": 2000}), log=NoLog())
+        units = artifacts.read_json(Path("results/details.json"))["intervals"]["units"]
+        found[grouped_by] = {one["run"]: one for one in entries()}, units, capsys.readouterr()
+    (alone, units, said), (grouped, units_of_groups, said_of_groups) = found[None], found[5]
+    assert (units, units_of_groups) == ({"validation": 40, "test": 60}, {"validation": 8, "test": 12})
+    widths = [each["lite-svm"]["test"]["accuracy"] for each in (alone, grouped)]
+    narrow, wide = (each["high"] - each["low"] for each in widths)
+    assert wide == pytest.approx(narrow * 5**0.5, rel=0.15), "12 witnesses, not 60"
+    paired = [each["lite-trees"]["against_champion"] for each in (alone, grouped)]
+    assert all((each["only_champion_right"], each["only_method_right"]) == (15, 0) for each in paired)
+    assert [each["p"] for each in paired] == [pytest.approx(2 / 2**15, rel=1e-4), 2 / 2**3]
+    assert [each["convnet-scratch"]["test"]["accuracy"]["low"] for each in (alone, grouped)] == [
+        pytest.approx(0.025 ** (1 / count), abs=1e-6) for count in (60, 12)
+    ]
+    assert "60 test images (in 12 groups, which are drawn whole)" in said_of_groups.out
+    assert "groups" not in said.out
+    page = Path("results/leaderboard.md").read_text(encoding="utf-8")
+    assert "bootstrap resamples of whole groups, 12 in test" in page and "a group take sides as one" in page
 
 
 def test_methods_that_test_does_not_tell_from_the_champion_are_marked_everywhere(compared):
@@ -407,7 +445,7 @@ def test_losses_are_ranked_smallest_first(project):
 
 
 def test_csv_has_one_row_a_method_with_every_metric(compared):
-    columns, rows = leaderboard.csv_table(entries())
+    columns, _ = leaderboard.csv_table(entries())
     read = artifacts.read_csv(Path("results/leaderboard.csv"), columns)
     assert [row["run"] for row in read] == ["lite-svm", "lite-trees", "convnet-scratch"]
     assert read[0]["test_accuracy"] == "0.8000" and read[0]["p"] == ""

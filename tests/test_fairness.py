@@ -177,7 +177,7 @@ def test_groups_are_drawn_as_a_whole_and_where_not_that_is_said(written):
     assert found(written, "optimism")["grouped"] and found(written, "variance")["grouped"]
     pages = {name: written[0][f"{name}.md"].decode() for name in ("optimism", "variance")}
     assert "Whole groups are drawn" in pages["optimism"]
-    assert "count single images" in pages["variance"]
+    assert "which counts single images" in pages["variance"]
     for family in found(written, "variance")["sources"]["families"].values():
         selected = family["selected"]
         # Six images of one group stand and fall together here.

@@ -280,6 +280,19 @@ def test_a_merged_branch_and_a_conflict_that_was_committed_are_no_looks(reposito
     assert [look["subject"] for look in section()["looks"]].count("a conflict") <= 1
 
 
+def test_a_lock_that_was_committed_while_it_was_being_written_is_none(repository):
+    """The scores were published all the same, and nothing is known of what they were made of."""
+    write(metrics(**{**SCORES, "lite-svm": 0.87}), code="c9")
+    whole = Path("dvc.lock").read_text(encoding="utf-8")
+    Path("dvc.lock").write_text(whole[: whole.index("pipeline/comparison.py")], encoding="utf-8")
+    commit("half a lock")
+    Path("dvc.lock").write_text(whole, encoding="utf-8")
+    commit("the whole lock")
+    newest, half, *_ = section()["looks"]
+    assert (newest["subject"], newest["vouched"]) == ("the whole lock", True)
+    assert (half["subject"], half["vouched"], half["changed"]) == ("half a lock", False, {})
+
+
 def test_it_works_in_a_folder_below_the_repository(repository, monkeypatch):
     below = repository / "below"
     below.mkdir()

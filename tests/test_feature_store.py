@@ -144,8 +144,12 @@ def test_processes_may_write_and_be_killed_at_once(store, root, environment):
         """
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(store.directory), str(start)], stdout=subprocess.PIPE,
-                         cwd=root, env=environment)  # fmt: skip
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(store.directory), str(start)],
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env=environment,
+        )
         for start in (0, 100, 200, 300)
     ]
     for process in processes:

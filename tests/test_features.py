@@ -181,7 +181,9 @@ def test_images_that_were_seen_before_are_not_computed_again(project, capsys, mo
     computed = []
     original = inference.FrozenNetwork.map
     monkeypatch.setattr(
-        inference.FrozenNetwork, "map", lambda self, batches: original(self, (computed.append(len(b)) or b for b in batches))
+        inference.FrozenNetwork,
+        "map",
+        lambda self, batches: original(self, (computed.append(len(b)) or b for b in batches)),
     )
     monkeypatch.setattr(networks, "load", lambda directory: pytest.fail("TensorFlow is not needed"))
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, [*rows, new])

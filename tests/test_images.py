@@ -131,7 +131,9 @@ def test_transparency_lies_on_white():
 
 
 def test_exif_orientation_is_applied():
-    image = Image.fromarray(np.repeat(np.array([[[250], [5]]], dtype=np.uint8), 16, axis=0).repeat(8, axis=1).repeat(3, 2))
+    image = Image.fromarray(
+        np.repeat(np.array([[[250], [5]]], dtype=np.uint8), 16, axis=0).repeat(8, axis=1).repeat(3, 2)
+    )
     exif = image.getexif()
     exif[0x0112] = 3  # upside down: left and right change places
     turned = images.load(encoded(image, "JPEG", exif=exif, quality=95), size=16, params=CROP)

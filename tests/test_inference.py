@@ -124,7 +124,9 @@ def test_several_outputs_leave_as_one_row(name):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
     rows = network.run(pixels)
     assert network.width == 12 + 3
-    np.testing.assert_allclose(rows[:, :12].reshape(5, 2, 2, 3), pixels.reshape(5, 2, 2, 2, 2, 3).mean(axis=(2, 4)), rtol=1e-6)
+    np.testing.assert_allclose(
+        rows[:, :12].reshape(5, 2, 2, 3), pixels.reshape(5, 2, 2, 2, 2, 3).mean(axis=(2, 4)), rtol=1e-6
+    )
     np.testing.assert_array_equal(rows[:, 12:], pixels.max(axis=(1, 2)))
 
 

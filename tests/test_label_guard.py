@@ -17,7 +17,10 @@ from pipeline import provenance
 
 PACKAGE = provenance.ROOT / "pipeline"
 
-TEST_LABELS = {"read_test_labels": {"artifacts.py", "stages/compare.py", "review/evidence.py"}, "_read_part": {"artifacts.py"}}
+TEST_LABELS = {
+    "read_test_labels": {"artifacts.py", "stages/compare.py", "review/evidence.py"},
+    "_read_part": {"artifacts.py"},
+}
 
 # Where the labels of the test part stand, as names and as paths; and who may read them there.
 SPLIT_NAMES = {"MANIFEST", "MANIFEST_COLUMNS", "SPLIT", "INPUTS"}
@@ -90,7 +93,7 @@ def reading_the_source(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST,
         return
     for node in ast.walk(tree):
         of_datasets = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(SOURCES)
-        if of_datasets and node.attr in ("read", "READERS") or "READERS" in names_in(node):
+        if (of_datasets and node.attr in ("read", "READERS")) or "READERS" in names_in(node):
             yield node, f"the source, with all labels, is for {', '.join(sorted(SOURCE_READERS))}"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline.datasets"):
             yield node, "import the module: `from pipeline import datasets`"
@@ -109,7 +112,7 @@ def labels_from_folders(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST
                 yield node, text
             # Of whatever path: it may be an argument that was an image's path in the caller.
             named = isinstance(above_it, ast.Attribute) and above_it.attr in ("name", "stem")
-            if node.attr == "parent" and named or node.attr in ("parts", "parents") and not is_module_root(node):
+            if (node.attr == "parent" and named) or (node.attr in ("parts", "parents") and not is_module_root(node)):
                 yield node, text
         if isinstance(node, ast.Call):
             splits = isinstance(node.func, ast.Attribute) and node.func.attr in PIECES
@@ -117,7 +120,7 @@ def labels_from_folders(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST
             if splits and any(is_separator(argument) for argument in separators):
                 yield node, text
             of_part = any(argument in of_parts for argument in node.args)
-            if called(node) in PATH_FUNCTIONS or of_part and ast.unparse(node.func).startswith("re."):
+            if called(node) in PATH_FUNCTIONS or (of_part and ast.unparse(node.func).startswith("re.")):
                 yield node, text
         if isinstance(node, ast.Compare) and any(isinstance(operator, ast.In | ast.NotIn) for operator in node.ops):
             piece = isinstance(node.left, ast.Constant) or "label" in ast.unparse(node.left)
@@ -133,7 +136,7 @@ def uses(tree: ast.Module, names: set[str], paths: str, text: str) -> Iterator[t
 
     def is_source(node: ast.AST) -> bool:
         text = isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(paths, node.value)
-        return bool(text) or isinstance(node, ast.Name | ast.Attribute) and bool(names & names_in(node))
+        return bool(text) or (isinstance(node, ast.Name | ast.Attribute) and bool(names & names_in(node)))
 
     above = parents_of(tree)
     for node in flow(tree, above, is_source):
@@ -221,7 +224,7 @@ def called(call: ast.Call) -> str:
 
 
 def is_separator(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value in ("/", "\\") or ast.unparse(node) in ("os.sep", "sep")
+    return (isinstance(node, ast.Constant) and node.value in ("/", "\\")) or ast.unparse(node) in ("os.sep", "sep")
 
 
 def is_module_root(node: ast.Attribute) -> bool:

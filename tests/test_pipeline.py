@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -163,7 +165,9 @@ def test_predict_gives_the_numbers_that_were_evaluated(finished):
                      "--output", "p.json", *files)  # fmt: skip
         rows = json.loads((finished / "p.json").read_text())
         assert [row["path"] for row in rows] == files, output
-        received = [[{e["label"]: e["probability"] for e in row["top"]}[label] for label in part.classes] for row in rows]
+        received = [
+            [{e["label"]: e["probability"] for e in row["top"]}[label] for label in part.classes] for row in rows
+        ]
         np.testing.assert_allclose(received, expected[:3], atol=2e-6, err_msg=name)
 
 
@@ -237,7 +241,9 @@ def test_an_experiment_in_a_temporary_workspace_leaves_this_one_alone(finished):
     run(finished, "git", "add", "--all")
     run(finished, "git", "commit", "--quiet", "--message", "Results")
     before = (finished / "dvc.lock").read_bytes()
-    run(finished, "dvc", "exp", "run", "--temp", "--name", "wider", "-S", "classifiers.logistic_regression.grid.C=[0.5]")
+    run(
+        finished, "dvc", "exp", "run", "--temp", "--name", "wider", "-S", "classifiers.logistic_regression.grid.C=[0.5]"
+    )
     assert (finished / "dvc.lock").read_bytes() == before
     shown = run(finished, "dvc", "exp", "show", "--csv")
     assert "wider" in shown
@@ -350,7 +356,12 @@ def kill_at(moment: str, command: Sequence[str], clone: Path, *, output: Path) -
     killed_at = {"PYTHONPATH": str(killer), "KILLED_AT": str(output) if moment == PLACING else ""}
     with said.open("w") as console:
         process = subprocess.Popen(
-            command, cwd=clone, env=demo.environment() | killed_at, start_new_session=True, stdout=console, stderr=console
+            command,
+            cwd=clone,
+            env=demo.environment() | killed_at,
+            start_new_session=True,
+            stdout=console,
+            stderr=console,
         )
         while moment != PLACING and not reached(moment, said, clone, output):
             assert process.poll() is None, f"ended before it could be killed:\n{said.read_text()}"
@@ -376,7 +387,9 @@ def assert_mlflow_shows_every_run_once(directory: Path) -> None:
     active = "from runs r where r.lifecycle_stage='active'"
     tag = "(select value from tags t where t.run_uuid=r.run_uuid and t.key='{}')".format
     records = {name: artifacts.read_record(directory / "results" / "runs" / name / "record.json") for name in RUNS}
-    methods = query(directory, f"select {tag('method')}, status, {tag('complete')} {active} and {tag('level')}='method'")
+    methods = query(
+        directory, f"select {tag('method')}, status, {tag('complete')} {active} and {tag('level')}='method'"
+    )
     assert sorted(methods) == sorted((record.method, "FINISHED", "true") for record in records.values())
     candidates = query(
         directory,
@@ -398,6 +411,39 @@ def assert_mlflow_shows_every_run_once(directory: Path) -> None:
     assert marker["runs"].keys() == RUNS
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT))],
+)
+def test_the_page_of_mlflow_opens_and_leaves_no_server_behind(finished, tmp_path, ending):
+    """However it ends: by Ctrl-C, with its terminal, or with the machine."""
+    said = tmp_path / "said"
+    with said.open("w") as console:
+        process = subprocess.Popen(
+            ["python", "-m", "pipeline", "ui", "--port", "5300"], cwd=finished, env=demo.environment(),
+            stdout=console, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while "Ctrl-C stops it" not in said.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.2)
+        address = re.search(r"MLflow: (http://[^/]+)(/\S+)", said.read_text())
+        assert b"<title>MLflow</title>" in urllib.request.urlopen(address[1], timeout=30).read()
+        request = urllib.request.Request(
+            f"{address[1]}/api/2.0/mlflow/experiments/get?experiment_id={re.search('[0-9]+', address[2])[0]}"
+        )
+        assert json.load(urllib.request.urlopen(request, timeout=30))["experiment"]["lifecycle_stage"] == "active"
+    finally:
+        process.send_signal(ending)
+        assert process.wait(30) == 0, said.read_text()
+    with pytest.raises(OSError):
+        for _ in range(50):  # it ends, but nobody waits for it
+            urllib.request.urlopen(f"{address[1]}/health", timeout=5).close()
+            time.sleep(0.2)
+    assert "Traceback" not in said.read_text()
+
+
 @pytest.mark.slow
 def test_test_labels_change_nothing_that_is_trained_or_predicted(root, finished, tmp_path):
     """Everything before `compare` again, with other labels for the images of the test part.
@@ -412,7 +458,7 @@ def test_test_labels_change_nothing_that_is_trained_or_predicted(root, finished,
     for name in ("data/features", "results/runs"):
         shutil.rmtree(clone / name)
     for name in lock_of(finished):
-        stage, _, item = name.partition("@")
+        stage = name.partition("@")[0]
         if stage in ("features", "sweep", "head", "fine_tune", "scratch"):
             run(clone, *lock_of(finished)[name]["cmd"].split())
     for place in ("data/features", "results/runs"):

@@ -120,7 +120,10 @@ def test_a_page_of_ones_own(tmp_path):
     [
         (PAGE + "\n## small: Again\n\n```yaml\nseed: 4\n```\n", "two recipes are called small"),
         ("## empty: Nothing in it\n\nText.\n", "empty must have one block of YAML, received 0"),
-        ("## two: Two\n\n```yaml\nseed: 1\n```\n\n```yaml\nseed: 2\n```\n", "two must have one block of YAML, received 2"),
+        (
+            "## two: Two\n\n```yaml\nseed: 1\n```\n\n```yaml\nseed: 2\n```\n",
+            "two must have one block of YAML, received 2",
+        ),
         ("## broken: Broken\n\n```yaml\nseed: [1\n```\n", "broken is not valid YAML"),
         ("## list: A list\n\n```yaml\n- seed\n```\n", "list must hold a mapping, received list"),
     ],

@@ -44,9 +44,7 @@ def features(tmp_path, monkeypatch):
 def sweep_with(repeats: int, classifier: str) -> dict[str, bytes]:
     """Run a sweep; return its files."""
     reads = [key.format(backbone="tiny", classifier=classifier) for key in sweep.READS]
-    sweep.main(
-        Params(VALUES | {"repeats": repeats}, reads), backbone="tiny", classifier=classifier, log=NoLog()
-    )
+    sweep.main(Params(VALUES | {"repeats": repeats}, reads), backbone="tiny", classifier=classifier, log=NoLog())
     return contents(artifacts.RUNS / f"tiny-{classifier}")
 
 

@@ -412,6 +412,24 @@ def test_other_data_than_claimed_stops_before_anything_runs(project):
         reviewed.review(project)
 
 
+def test_a_branch_that_only_the_remote_has_is_found_as_git_checkout_finds_it(project):
+    git(project, "checkout", "--quiet", "-b", "topic/theirs")
+    edit(project / "params.yaml", "seed: 0", "seed: 1")
+    commit(project)
+    theirs = git(project, "rev-parse", "HEAD").strip()
+    git(project, "checkout", "--quiet", "-")
+    alone = project.with_name("alone")
+    git(project, "clone", "--quiet", str(project), str(alone))
+    assert clones.commit_of(alone, "topic/theirs") == theirs
+    assert clones.commit_of(alone, "HEAD") == git(project, "rev-parse", "HEAD").strip() != theirs
+    git(alone, "remote", "add", "second", str(project))
+    git(alone, "fetch", "--quiet", "second")
+    assert clones.commit_of(alone, "topic/theirs") == theirs, "two remotes, one commit"
+    git(alone, "update-ref", "refs/remotes/second/topic/theirs", "HEAD")
+    with pytest.raises(locks.ReviewError, match="'topic/theirs' names other commits in several remotes"):
+        clones.commit_of(alone, "topic/theirs")
+
+
 def test_a_revision_without_a_lock_or_no_revision_at_all_is_a_clear_error(project):
     git(project, "rm", "--quiet", "dvc.lock")
     commit(project)

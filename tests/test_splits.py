@@ -120,7 +120,7 @@ def test_strata_are_divided_like_the_whole():
 
 
 def test_a_class_too_small_for_three_parts_is_an_error_naming_it():
-    images = dataset() + [image(9000, "rare"), image(9001, "rare")]
+    images = [*dataset(), image(9000, "rare"), image(9001, "rare")]
     with pytest.raises(splits.SplitError, match="'rare' has 2 images"):
         splits.assign(images, params=PARAMS, seed=0)
 

@@ -112,21 +112,75 @@ def test_difference_of_paired_methods_is_narrower_than_their_intervals_suggest()
 
 
 @pytest.mark.parametrize(("first_alone", "second_alone"), [(0, 1), (1, 7), (10, 3), (40, 25), (6, 6), (0, 30)])
-def test_mcnemar_is_the_exact_binomial_test_of_the_images_only_one_gets_right(first_alone, second_alone):
-    test = statistics.mcnemar(*right_and_wrong((50, True, True), (first_alone, True, False),
+def test_the_paired_test_is_mcnemars_exact_binomial_test_of_the_images_only_one_gets_right(first_alone, second_alone):
+    test = statistics.paired_test(*right_and_wrong((50, True, True), (first_alone, True, False),
                                                (second_alone, False, True), (9, False, False)))  # fmt: skip
     n, fewer = first_alone + second_alone, min(first_alone, second_alone)
     expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
     assert test == (first_alone, second_alone, pytest.approx(expected))
 
 
+def test_a_group_takes_sides_as_one():
+    """All sums of signs by hand: groups that are ahead by 3, -1 and 2, and two in which nobody is."""
+    first = np.array([1, 1, 1, 0, 1, 1, 1, 0, 0], bool)
+    second = np.array([0, 0, 0, 1, 0, 0, 1, 1, 1], bool)
+    groups = ["a", "a", "a", "b", "c", "c", "d", "e", "e"]
+    first[8] = True  # e: each is right once alone
+    second[8] = False
+    found = statistics.paired_test(first, second, groups)
+    assert found[:2] == (6, 2)
+    sums = [abs(3 * x + y + 2 * z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
+    assert found.p == pytest.approx(sum(each >= 4 for each in sums) / 8) == 0.5
+
+
+def test_groups_of_one_image_change_nothing():
+    first, second = right_and_wrong((50, True, True), (30, True, False), (12, False, True), (9, False, False))
+    alone = [f"g{index}" for index in range(len(first))]
+    assert statistics.paired_test(first, second, alone) == statistics.paired_test(first, second)
+    plain, grouped = (
+        np.concatenate(list(statistics.resamples(30, samples=40, generator=np.random.default_rng(0), groups=groups)))
+        for groups in ((), alone[:30])
+    )
+    assert (plain == grouped).all()
+
+
+def test_the_same_images_many_times_over_prove_no_more_than_once():
+    first, second = right_and_wrong((10, True, True), (9, True, False), (2, False, True))
+    groups = [str(index) for index in range(len(first))]
+    once = statistics.paired_test(first, second)
+    tenfold = [np.tile(each, 10) for each in (first, second)]
+    assert statistics.paired_test(*tenfold, groups * 10).p == pytest.approx(once.p)
+    assert statistics.paired_test(*tenfold).p < once.p / 100
+
+
+def test_whole_groups_are_drawn_and_images_of_none_by_themselves():
+    groups = ["a", "", "b", "a", "", "b", "b"]
+    drawn = np.concatenate(
+        list(statistics.resamples(7, samples=500, generator=np.random.default_rng(3), groups=groups))
+    )
+    assert (drawn[:, 0] == drawn[:, 3]).all() and (drawn[:, 2] == drawn[:, 5]).all()
+    assert (drawn[:, 2] == drawn[:, 6]).all() and (drawn[:, 1] != drawn[:, 4]).any()
+    assert (drawn[:, [0, 1, 2, 4]].sum(axis=1) == 4).all(), "as many units as there are"
+    assert len(set(drawn.sum(axis=1))) > 1
+
+
+def test_an_accuracy_of_1_is_not_certain():
+    """Clopper-Pearson: the accuracy at which all of 40 are right with a chance of 2.5 %, and the mirror image."""
+    right = statistics.accuracy_interval(1.0, np.ones(100), confidence=0.95, units=40)
+    assert right.high == 1 and right.low**40 == pytest.approx(0.025)
+    wrong = statistics.accuracy_interval(0.0, np.zeros(100), confidence=0.95, units=40)
+    assert wrong.low == 0 and wrong.high == pytest.approx(1 - right.low)
+    between = statistics.accuracy_interval(0.5, np.linspace(0, 1, 101), confidence=0.9, units=40)
+    assert between == (0.5, pytest.approx(0.05), pytest.approx(0.95))
+
+
 def test_methods_that_are_right_together_differ_in_nothing():
-    assert statistics.mcnemar(*right_and_wrong((5, True, True), (3, False, False))) == (0, 0, 1.0)
+    assert statistics.paired_test(*right_and_wrong((5, True, True), (3, False, False))) == (0, 0, 1.0)
 
 
-def test_mcnemar_does_not_depend_on_who_is_first():
+def test_the_paired_test_does_not_depend_on_who_is_first():
     first, second = right_and_wrong((9, True, False), (2, False, True), (10, True, True))
-    assert statistics.mcnemar(first, second).p == statistics.mcnemar(second, first).p
+    assert statistics.paired_test(first, second).p == statistics.paired_test(second, first).p
 
 
 def test_holm_worked_by_hand():

@@ -876,7 +876,10 @@ def test_pages_of_what_a_network_sees_are_added_once_and_replaced_when_they_chan
     assert [file.stat().st_mtime_ns for file in kept.iterdir()] == times
     files[0].write_bytes(b"second")
     sync(what)
-    assert {file.name: file.read_bytes() for file in kept.iterdir()} == {"gradcam.png": b"second", "explain.json": b"first"}
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == {
+        "gradcam.png": b"second",
+        "explain.json": b"first",
+    }
     # A machine that has no pages takes nothing away.
     sync(two_methods)
     assert len(list(kept.iterdir())) == 2

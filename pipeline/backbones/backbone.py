@@ -161,4 +161,3 @@ class Backbone(abc.ABC):
             weights=origin,
             cost=networks.cost_of(upto_features),
         )
-

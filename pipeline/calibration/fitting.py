@@ -87,5 +87,3 @@ def _knots(scores: np.ndarray, is_class: np.ndarray) -> np.ndarray | None:
     regression = IsotonicRegression(y_min=0, y_max=1, increasing=True)
     regression.fit(scores.astype(np.float64), is_class.astype(np.float64))
     return np.stack([regression.X_thresholds_, regression.y_thresholds_])
-
-

@@ -20,9 +20,7 @@ class Params(search.Search):
     patience: Annotated[int, pydantic.Field(ge=1)]
 
 
-def fit(
-    model: family.Model, task: family.Task, params: Params, *, history: Sequence[float], best: int
-) -> family.Fit:
+def fit(model: family.Model, task: family.Task, params: Params, *, history: Sequence[float], best: int) -> family.Fit:
     """Return the fit of a model that keeps its first ``best`` trees; ``history``: validation log loss after each tree.
 
     Not converged: the loss still improved when the last tree that was allowed was built.

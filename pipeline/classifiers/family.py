@@ -169,9 +169,7 @@ class Task:
         if scale not in self._prepared:
             preparation = Preparation.learn(self.train, n_classes=self.n_classes, scale=scale)
             features, labels = preparation.examples(self.train)
-            self._prepared[scale] = Prepared(
-                preparation, features, labels, preparation.features(self.validation[0])
-            )
+            self._prepared[scale] = Prepared(preparation, features, labels, preparation.features(self.validation[0]))
         return self._prepared[scale]
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

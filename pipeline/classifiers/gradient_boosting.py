@@ -133,9 +133,7 @@ class Fitter(family.Fitter):
         model = Model(prepared.preparation, booster._baseline_prediction[0], Trees.of(grown))
         return boosting.fit(model, self.task, self.params, history=history, best=best)
 
-    def _examples(
-        self, prepared: family.Prepared, scale: str | None
-    ) -> tuple[Bins, np.ndarray, family.Examples]:
+    def _examples(self, prepared: family.Prepared, scale: str | None) -> tuple[Bins, np.ndarray, family.Examples]:
         """Return the bins and, in numbers of bins, the training features and the labeled ones of validation."""
         if scale not in self._binned:
             bins = Bins(prepared.features)

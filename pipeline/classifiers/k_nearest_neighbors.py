@@ -160,9 +160,7 @@ class Fitter(family.Fitter):
         count = min(model.n_neighbors, len(model.labels))
         return family.Fit(model, model.probabilities(rows[:, :count], distances[:, :count]), notes={"voters": count})
 
-    def _neighbors(
-        self, prepared: family.Prepared, scale: str | None, metric: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _neighbors(self, prepared: family.Prepared, scale: str | None, metric: str) -> tuple[np.ndarray, np.ndarray]:
         if (scale, metric) not in self._found:
             neighborhood = Neighborhood(prepared.features, metric)
             step = neighborhood.rows_at_once

@@ -54,9 +54,7 @@ class Approximation:
         mapped -= self._mean
         self._solver = newton.Solver(task, mapped)
 
-    def train(
-        self, labels: np.ndarray, weights: np.ndarray, held_out: list[np.ndarray], *, C: float
-    ) -> Machine:
+    def train(self, labels: np.ndarray, weights: np.ndarray, held_out: list[np.ndarray], *, C: float) -> Machine:
         """Train on all images, and once without each of ``held_out``, whose decisions are taken from there."""
         machine = squared_hinge.train(self._solver, labels, weights, held_out, C=C)
         return Machine(

@@ -73,9 +73,7 @@ class Proposals:
                 chosen = {name: point[name] for name in distributions}
                 study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=score))
         found = study.ask(distributions).params
-        return {
-            name: _value(values, found[name]) if name in found else values[0] for name, values in varied.items()
-        }
+        return {name: _value(values, found[name]) if name in found else values[0] for name, values in varied.items()}
 
 
 def _distribution(optuna: Any, values: Any) -> optuna.distributions.BaseDistribution:

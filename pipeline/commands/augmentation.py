@@ -31,8 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     schema.check(values)
     with artifacts.whole_file(arguments.output) as temporary:
         augmentation_sheet.draw(
-            [_example(file) for file in arguments.images]
-            or augmentation_sheet.of_part(artifacts.read_part("train")),
+            [_example(file) for file in arguments.images] or augmentation_sheet.of_part(artifacts.read_part("train")),
             params.Params(values, values),
             size=arguments.size,
             seed=child_seed(values["seed"], "head"),

@@ -34,9 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     chosen = choice.resolve(arguments.name, block)
     backbone = BACKBONES[chosen.network]
     networks.start_tensorflow()
-    found = backbone.architecture(
-        name=arguments.name, input_size=chosen.input_size, preprocess=chosen.preprocess
-    )
+    found = backbone.architecture(name=arguments.name, input_size=chosen.input_size, preprocess=chosen.preprocess)
     print("\n".join(describe(backbone, found, chosen)))
     return 0
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="seeds on each split in variance (default: %(default)s)")  # fmt: skip
     parser.add_argument("--backbone", help="whose features; without it, the first of params.yaml")
     parser.add_argument("--no-mlflow", action="store_true", help="looks: do not ask the MLflow store")
-    parser.epilog = f"Writes {DIRECTORY}/. The default takes two to three minutes on 2 cores and 2,624 images."
+    parser.epilog = f"Writes {DIRECTORY}/. The default takes about two minutes on 2 cores and 2,624 images."
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -135,14 +135,14 @@ class Report:
         return {
             "sources": study if isinstance(study, str) else variance_study.section(study),
             "detectable": self._detectable,
-            "grouped": any(resplits.groups(artifacts.read_part("test"))),
+            "grouped": any(artifacts.read_part("test").groups),
             "ranks": artifacts.read_json(DETAILS)["ranks"],
             "titles": study_pages.titles(artifacts.read_json(artifacts.LEADERBOARD)),
         }
 
     def _optimism(self) -> dict[str, Any]:
         compare = self._given.block("compare", statistics.CompareParams)
-        groups = resplits.groups(artifacts.read_part("validation"))
+        groups = artifacts.read_part("validation").groups
         return optimism_study.section(
             self._runs, metric=self._metric, compare=compare, seed=self._values["seed"], groups=groups
         )

@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     run = arguments.run or champion()
     directory = artifacts.RUNS / run
     if not (directory / "record.json").is_file():
-        found = ', '.join(_runs()) or 'none yet; `make repro` makes them'
+        found = ", ".join(_runs()) or "none yet; `make repro` makes them"
         raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
     from pipeline import feature_store, images, predictor
     from pipeline.calibration import calibrators

@@ -67,9 +67,7 @@ def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray
         "seed": seed,
         "method": name,
         "selected": found.candidates[found.selected].name,
-        "validation_accuracy": metrics.score(
-            "accuracy", found.validation[found.selected], labels, positive=positive
-        ),
+        "validation_accuracy": metrics.score("accuracy", found.validation[found.selected], labels, positive=positive),
         "test_accuracy": float(resplits.hits(found, found.selected, pool, parts).mean()),
     }
 

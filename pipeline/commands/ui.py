@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # its terminal was closed, or the machine shuts down
+        signal.signal(number, signal.default_int_handler)
     experiment = track.fill(track.collect(params.Params(params.load(), track.READS))).experiment
     store = tracking.locate()
     if store.uri.startswith(("http://", "https://")):

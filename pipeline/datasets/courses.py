@@ -126,8 +126,10 @@ def _archives(params: DatasetParams) -> dict[str, Path]:
             found[name] = _download(name, published, home=home, sha256=digests[name])
         except Exception as error:  # Keras raises Exception itself for whatever the network refuses.
             reason = getattr(error, "reason", None) or error
-            lines = [f"{params.source} cannot be downloaded: {reason}",
-                     f"Put by hand into {home / published.folder} (KERAS_HOME in the environment names another place):"]
+            lines = [
+                f"{params.source} cannot be downloaded: {reason}",
+                f"Put by hand into {home / published.folder} (KERAS_HOME in the environment names another place):",
+            ]
             for lost in missing[position:]:
                 lines.append(f"  {lost}: SHA-256 {digests[lost]}, from {published.origins[lost]}")
                 lines += [f"    (what is there has {received[lost]})"] if received[lost] else []

@@ -77,9 +77,7 @@ def _states(names: Sequence[str], prefix: str) -> dict[str, State]:
         return None if found is None else contents[found]
 
     return {
-        name: State(
-            _lock(content(name, LOCK)), content(name, METRICS), packages=objects[f"{name}:{prefix}{PACKAGES}"]
-        )
+        name: State(_lock(content(name, LOCK)), content(name, METRICS), packages=objects[f"{name}:{prefix}{PACKAGES}"])
         for name in unique
     }
 
@@ -112,13 +110,19 @@ def _contents(objects: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 @functools.cache
 def _lock(content: bytes | None) -> dict[str, Any] | None:
-    """Return a lock's contents; None without one, or for one that is damaged, such as a conflict that was committed."""
+    """Return a lock's contents; None without one, or for a damaged one: a conflict, or half of it, was committed."""
     try:
         # In C where that is there: 20 times as fast.
         found = yaml.load(content or b"", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        whole = all(
+            isinstance(entry["path"], str)
+            for stage in (found.get("stages") or {}).values()
+            for kind in ("deps", "outs")
+            for entry in stage.get(kind) or ()
+        )
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if whole else None
 
 
 def _lines(names: Sequence[str]) -> bytes:

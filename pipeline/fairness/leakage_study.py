@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifacts, leaderboard, resplits, seeds, splits
+from pipeline.classifiers import search
 from pipeline.fairness import leakage
 from pipeline.fairness.study import Study
-from pipeline.progress import progress
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,18 @@ def _available(study: Study, variants: Mapping[str, leakage.Images | str]) -> di
 def _hits(study: Study, divided: Sequence[Mapping[str, np.ndarray]]) -> dict[tuple[str, str], list[np.ndarray]]:
     """Return whether the candidate that validation selects is right about each test image of its split."""
     candidates = study.candidates()
-    jobs = [(name, kind, parts) for kinds in divided for kind, parts in kinds.items() for name in study.families]
-    found: dict[tuple[str, str], list[np.ndarray]] = {(name, kind): [] for name, kind, _ in jobs}
-    for name, kind, parts in progress(jobs, total=len(jobs), label="leakage", unit="sweeps"):
-        sweep = resplits.sweep(study.given, name, study.pool, parts, seed=study.seed, candidates=candidates[name])
-        found[name, kind].append(resplits.hits(sweep, sweep.selected, study.pool, parts))
+    places = [(name, kind) for kinds in divided for kind in kinds for name in study.families]
+    jobs = [(name, parts, candidates[name]) for kinds in divided for parts in kinds.values() for name in study.families]
+    found: dict[tuple[str, str], list[np.ndarray]] = {place: [] for place in places}
+    for place, hits in zip(places, study.each(_hits_of_selected, jobs, label="leakage"), strict=True):
+        found[place].append(hits)
     return found
+
+
+def _hits_of_selected(study: Study, job: tuple[str, np.ndarray, Sequence[search.Candidate]]) -> np.ndarray:
+    name, parts, candidates = job
+    sweep = study.sweep(name, parts, candidates, seed=study.seed)
+    return resplits.hits(sweep, sweep.selected, study.pool, parts)
 
 
 def _of_family(study: Study, name: str, tested: Tested, clusters: Sequence[str]) -> dict[str, Any]:

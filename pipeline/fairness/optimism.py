@@ -14,7 +14,7 @@ before: what it adds stays in the predictions of every candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,11 +44,10 @@ def corrected(
 
     The best is chosen in a draw as in a sweep: by the metric, then the log loss, then the order of the candidates. The
     interval is the percentile interval of the scores of images not drawn, of which there are only 37 %: too wide rather
-    than too narrow. NaN where the metric is undefined on every draw. ``groups``: of every image, which is drawn by
-    itself where the name is empty, as all are without.
+    than too narrow. NaN where the metric is undefined on every draw. ``groups``: see `statistics.resamples`.
     """
     scores, chosen = [], []
-    for drawn in _resamples(groups or [""] * len(evaluations[0]), samples=samples, generator=generator):
+    for drawn in statistics.resamples(len(evaluations[0]), samples=samples, generator=generator, groups=groups):
         inside = [evaluation.measure(drawn, names=(metric, "log_loss")) for evaluation in evaluations]
         values, losses = (np.stack([each[name] for each in inside], axis=1) for name in (metric, "log_loss"))
         found = rankings.places(values, losses, lower_is_better=metric in metrics.LOWER_IS_BETTER)
@@ -69,14 +68,3 @@ def corrected(
         lower_is_better=metric in metrics.LOWER_IS_BETTER,
     ).argmin()
     return Corrected(*interval, float((best != first).mean()))
-
-
-def _resamples(groups: Sequence[str], *, samples: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield resamples of whole groups, float64 (s, images), as `statistics.resamples` does of images."""
-    numbers: dict[str, int] = {}
-    # In the order of the images, so that without groups these are the resamples of single images.
-    member = np.array([numbers.setdefault(name or f"\0{index}", len(numbers)) for index, name in enumerate(groups)])
-    rows = max(1, statistics.ELEMENTS_AT_ONCE // len(member))
-    for drawn in statistics.resamples(len(numbers), samples=samples, generator=generator):
-        for start in range(0, len(drawn), rows):
-            yield drawn[start : start + rows, member]

@@ -7,11 +7,19 @@ Predefined parts are set aside: all parts are drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from pipeline import datasets, resplits, splits, statistics
+import numpy as np
+
+from pipeline import datasets, inference, resplits, splits, statistics
 from pipeline.classifiers import search
 from pipeline.params import Params
+from pipeline.progress import progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 FAMILIES = ("logistic_regression", "linear_svm")
 
@@ -50,6 +58,24 @@ class Study:
     def groups_near_duplicates(self) -> bool:
         """Whether the pipeline itself keeps near duplicates together under these parameters."""
         return self.split.groups_near_duplicates(self.dataset.source)
+
+    def sweep(
+        self, name: str, parts: np.ndarray, candidates: Sequence[search.Candidate], *, seed: int
+    ) -> resplits.Sweep:
+        """Fit a family's candidates on one split of the pool, in one thread: see `each`."""
+        return resplits.sweep(self.given, name, self.pool, parts, seed=seed, candidates=candidates, threads=1)
+
+    def each(self, function: Callable[[Study, Job], Result], jobs: Sequence[Job], *, label: str) -> Iterator[Result]:
+        """Yield ``function(study, job)`` of all jobs in their order, computed in `compute.threads` processes.
+
+        Whole sweeps beside each other, a thread each, take less time than one after another on all threads.
+        """
+        from joblib import Parallel, delayed
+
+        threads = self.given.block("compute", inference.ComputeParams).threads
+        parallel = Parallel(n_jobs=min(threads, len(jobs)), return_as="generator")
+        found = parallel(delayed(function)(self, job) for job in jobs)
+        yield from progress(found, total=len(jobs), label=label, unit="sweeps")
 
     def candidates(self) -> dict[str, list[search.Candidate]]:
         """Return {family: its candidates}, the same for every split."""

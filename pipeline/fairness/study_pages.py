@@ -49,9 +49,9 @@ ABOUT_POWER = (
     "points, by the z test of two proportions."
 )
 ABOUT_GROUPS = (
-    "**Images come in groups here** (`dataset.groups`), and groups are whole in a part. McNemar's test, the smallest "
-    "differences, the shares of places below and the intervals of the leaderboard count single images: images of one "
-    "group are alike, so p is too small, intervals are too narrow, and the true smallest differences are larger."
+    "**Images come in groups here** (`dataset.groups`), and groups are whole in a part. The leaderboard and the shares "
+    "of places below draw whole groups; the smallest differences are of McNemar's test, which counts single images: "
+    "images of one group are alike, so the true smallest differences are larger."
 )
 ABOUT_RANKS = (
     "Shares of the bootstrap resamples of test in which a method has a place, by the rule of the leaderboard (the "

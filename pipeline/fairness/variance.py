@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import statistics
+
 SPLIT_FACTOR, SEED_FACTOR, CANDIDATE_FACTOR = FACTORS = ("split", "seed", "hyper-parameters")
 SEPARATOR = " x "
 
@@ -133,8 +135,7 @@ def sampling_variance(hits: np.ndarray, groups: Sequence[str]) -> float:
 
     Of single images p (1 - p) / n; of groups that of a ratio (Cochran 1977, "Sampling Techniques", section 6.3).
     """
-    names = [name or f"\0{index}" for index, name in enumerate(groups)]
-    member = np.unique(names, return_inverse=True)[1]
+    member = statistics.units(len(hits), groups)
     return float((np.bincount(member, weights=hits - hits.mean()) ** 2).sum()) / len(hits) ** 2
 
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from pipeline import leaderboard, metrics, resplits, seeds, splits
 from pipeline.artifacts import ArtifactError
-from pipeline.classifiers import family
+from pipeline.classifiers import family, search
 from pipeline.fairness import power, variance
 from pipeline.fairness.study import Study
-from pipeline.progress import progress
 
 POWER = 0.8  # with which a difference is to be found: what most sample sizes are planned for (Cohen 1988)
 
@@ -71,25 +70,35 @@ def _fit(study: Study, divided: Sequence[np.ndarray]) -> dict[str, Fitted]:
     candidates = study.candidates()
     trainings = {name: study.trainings if family.find(name).Fitter.draws else 1 for name in study.families}
     found = {name: Fitted.empty(len(divided), trainings[name], len(candidates[name])) for name in study.families}
-    jobs = [
+    places = [
         (split, name, training)
         for split, name in itertools.product(range(len(divided)), study.families)
         for training in range(trainings[name])
     ]
+    jobs = [
+        (name, divided[split], candidates[name], seeds.repeat_seed(study.seed, training + 1))
+        for split, name, training in places
+    ]
     metric = study.given.block("selection", metrics.SelectionParams).metric
     sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
-    for split, name, training in progress(jobs, total=len(jobs), label="variance", unit="sweeps"):
-        seed = seeds.repeat_seed(study.seed, training + 1)
-        sweep = resplits.sweep(study.given, name, study.pool, divided[split], seed=seed, candidates=candidates[name])
-        found[name].selected[split, training] = sweep.selected
-        found[name].validation[split, training] = sign * sweep.scores
-        hits = [
-            resplits.hits(sweep, candidate, study.pool, divided[split]) for candidate in range(len(candidates[name]))
-        ]
+    fitted = study.each(_fitted, jobs, label="variance")
+    for (split, name, training), (selected, scores, hits) in zip(places, fitted, strict=True):
+        found[name].selected[split, training] = selected
+        found[name].validation[split, training] = sign * scores
         found[name].test[split, training] = [each.mean() for each in hits]
         groups = [image.group for image, part in zip(study.pool.images, divided[split], strict=True) if part == "test"]
-        found[name].sampling[split, training] = variance.sampling_variance(hits[sweep.selected], groups)
+        found[name].sampling[split, training] = variance.sampling_variance(hits[selected], groups)
     return found
+
+
+def _fitted(
+    study: Study, job: tuple[str, np.ndarray, Sequence[search.Candidate], int]
+) -> tuple[int, np.ndarray, list[np.ndarray]]:
+    """Return the selected candidate, the validation scores of all, and what each is right about on test."""
+    name, parts, candidates, seed = job
+    sweep = study.sweep(name, parts, candidates, seed=seed)
+    hits = [resplits.hits(sweep, candidate, study.pool, parts) for candidate in range(len(candidates))]
+    return sweep.selected, sweep.scores, hits
 
 
 def _sources(name: str, found: Fitted, confidence: float) -> dict[str, Any]:

@@ -82,4 +82,3 @@ def disk() -> list[Finding]:
     level = "warning" if FINISHED.is_dir() else "problem"
     remedy = "python -m pipeline clean-features\ndvc gc --workspace"
     return [Finding(level, "disk", said, remedy)]
-

@@ -35,13 +35,24 @@ def temporary_place() -> Iterator[Path]:
 
 
 def commit_of(project: Path, revision: str) -> str:
-    """Return the full id of the commit that a revision names. Raises ReviewError."""
+    """Return the full id of the commit that a revision names, or a branch of a remote, as `git checkout` finds one.
+
+    Raises ReviewError.
+    """
     try:
         return git(project, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
     except ReviewError:
-        raise ReviewError(
-            f"{revision!r} is no commit of a git repository here. Choose a branch, a tag or a commit."
-        ) from None
+        pass
+    try:
+        remote = set(git(project, "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{revision}").split())
+    except ReviewError:
+        remote = set()
+    if len(remote) == 1:
+        return remote.pop()
+    several = "names other commits in several remotes" if remote else "is no commit of a git repository here"
+    raise ReviewError(
+        f"{revision!r} {several}. Choose a branch, a tag or a commit; `git fetch` brings those of others."
+    )
 
 
 def clone(project: Path, commit: str, destination: Path) -> Path:

@@ -53,8 +53,8 @@ def main(params: Params, *, log: Log) -> None:
         for abandoned in output.parent.glob(f".{output.name}.*"):  # by a comparison that was killed
             abandoned.unlink()
     ranked, protocol = evaluate(params)
-    say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of "
-        f"{protocol.sizes['validation']:,} validation and {protocol.sizes['test']:,} test images")  # fmt: skip
+    counts = (f"{protocol.sizes[part]:,} {part} images{_in_groups(protocol, part)}" for part in protocol.units)
+    say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of {' and '.join(counts)}")
     resampled = comparison.resample(ranked, protocol)
     entries = comparison.entries(ranked, resampled, protocol)
     stable = {"pairs": stability.pairs(ranked), "ranks": stability.ranks(ranked, resampled, protocol)}
@@ -63,6 +63,11 @@ def main(params: Params, *, log: Log) -> None:
     say("drawing the figures")
     _draw(ranked, entries, protocol)
     say("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
+
+
+def _in_groups(protocol: Protocol, part: str) -> str:
+    count = protocol.units[part]
+    return f" (in {count:,} groups, which are drawn whole)" if count < protocol.sizes[part] else ""
 
 
 def evaluate(params: Params) -> tuple[list[Method], Protocol]:
@@ -140,9 +145,7 @@ def _method(run: Run, protocol: Protocol, *, manifest: str, repeats: int) -> Met
 
 def _check_selected(record: artifacts.Record, predictions: artifacts.Predictions, protocol: Protocol) -> None:
     metric = protocol.selection.metric
-    best = metrics.select(
-        predictions.validation, protocol.validation.labels, metric=metric, positive=protocol.positive
-    )
+    best = metrics.select(predictions.validation, protocol.validation.labels, metric=metric, positive=protocol.positive)
     if best != record.selected:
         recorded = record.candidates[record.selected].name if record.selected < len(record.candidates) else "none"
         raise artifacts.ArtifactError(
@@ -160,6 +163,7 @@ def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], pro
     text = leaderboard_tables.markdown(
         entries,
         sizes=protocol.sizes,
+        units=protocol.units,
         confidence=protocol.compare.confidence,
         samples=protocol.compare.bootstrap_samples,
     )

@@ -53,8 +53,8 @@ def main(params: Params, *, log: Log) -> None:
     _tell_missing(chosen, parts)
     # Not what decides which images there are, such as limit and max_dropped: what those move is to be told.
     setting = {
-        "seed": params.value("seed"), "test": split.test, "validation": split.validation,
-        "near_duplicates": grouping, "groups": dataset.groups.model_dump(),
+        "seed": params.value("seed"), "split.test": split.test, "split.validation": split.validation,
+        "split.near_duplicates": "group" if grouping else "report", "dataset.groups": dataset.groups.model_dump(),
     }  # fmt: skip
     _tell_moves(chosen, parts, splits.owed_to_groups(chosen, parts, **rules), setting=setting)
 
@@ -113,7 +113,12 @@ def _tell_moves(
     """
     last = artifacts.read_json(LAST) if LAST.exists() else None
     if last is not None and last["setting"] != setting:
-        say("another split than the last one: seed, shares or groups have changed since")
+        before = last["setting"]
+        others = [key for key, value in setting.items() if before.get(key) != value]
+        changed = [f"{key} ({before.get(key, 'unknown')} -> {setting[key]})" for key in others]
+        say(f"another split than the last one, as other values ask for: {', '.join(changed)}")
+    elif last is not None and not any(splits.identity(image) in last["parts"] for image in images):
+        say("other images than those of the last split: none is known from before")
     elif last is not None:
         moved = splits.moves(images, parts, before=last["parts"], grouped=grouped | set(last["grouped"]))
         new = sum(splits.identity(image) not in last["parts"] for image in images)

@@ -111,9 +111,7 @@ def _chain(
     return keras.Model(inputs, outputs)
 
 
-def _tensors(
-    rows: keras.KerasTensor, shapes: Sequence[tuple[int, ...]]
-) -> keras.KerasTensor | list[keras.KerasTensor]:
+def _tensors(rows: keras.KerasTensor, shapes: Sequence[tuple[int, ...]]) -> keras.KerasTensor | list[keras.KerasTensor]:
     """Return the tensors that rows (batch, width) hold one after the other."""
     import keras
 
