@@ -112,10 +112,12 @@ def _tell_moves(
     ``setting``: the parameters that decide where an image goes.
     """
     last = artifacts.read_json(LAST) if LAST.exists() else None
+    if last is not None and last["setting"].keys() != setting.keys():
+        last = None  # kept by another version
     if last is not None and last["setting"] != setting:
         before = last["setting"]
-        others = [key for key, value in setting.items() if before.get(key) != value]
-        changed = [f"{key} ({before.get(key, 'unknown')} -> {setting[key]})" for key in others]
+        others = [key for key, value in setting.items() if before[key] != value]
+        changed = [f"{key} ({before[key]} -> {setting[key]})" for key in others]
         say(f"another split than the last one, as other values ask for: {', '.join(changed)}")
     elif last is not None and not any(splits.identity(image) in last["parts"] for image in images):
         say("other images than those of the last split: none is known from before")
