@@ -59,7 +59,7 @@ demo: ## the same pipeline on 200 images and three methods, in .demo, in under 5
 	$(ENVIRONMENT)
 	$(RUN) python -m pipeline demo
 
-bench: ## measure every claim of speed again, in about 2.5 hours, and rewrite benchmarks/RESULTS.md; after make repro
+bench: ## measure every claim of speed again, in about 2 hours, and rewrite benchmarks/RESULTS.md; after make repro
 	$(ENVIRONMENT)
 	$(RUN) python -m benchmarks
 
