@@ -113,7 +113,7 @@ def _calibrated(validation: np.ndarray, test: np.ndarray, protocol: Protocol) ->
     if kind is None:
         return None
     calibrator = fitting.fit(kind, validation, labels)
-    folds = fitting.folds(labels, seed=protocol.seed)
+    folds = fitting.folds(labels, seed=protocol.seed, groups=protocol.groups("validation"))
     return Calibrated(
         calibrator,
         protocol.evaluate(fitting.cross_fitted(kind, validation, labels, folds), labels),

@@ -144,5 +144,13 @@ def test_a_result_that_is_equal_to_the_last_bit_passes_whatever_computed_it(file
 
 
 def test_a_part_of_the_split_is_viewed_as_it_is(files):
-    part = artifacts.Part("train", ("a",), ("train/a/1.png",), ("12",), ("",), None)
+    part = artifacts.Part(
+        name="train",
+        classes=("a",),
+        paths=("train/a/1.png",),
+        sha256=("12",),
+        strata=("",),
+        groups=("",),
+        labels=None,
+    )
     assert activations.originals(part) == [View(artifacts.SPLIT / "train/a/1.png", "12", None)]

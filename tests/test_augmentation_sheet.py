@@ -72,7 +72,15 @@ def test_a_few_images_of_every_class_are_shown_at_equal_distances(project):
 def test_of_many_classes_some_are_shown_one_image_each():
     labels = np.arange(40) % 20
     names = tuple(f"{number:02d}" for number in range(20))
-    part = artifacts.Part("train", names, tuple(map(str, range(40))), ("",) * 40, ("",) * 40, labels)
+    part = artifacts.Part(
+        name="train",
+        classes=names,
+        paths=tuple(map(str, range(40))),
+        sha256=("",) * 40,
+        strata=("",) * 40,
+        groups=("",) * 40,
+        labels=labels,
+    )
     found = [example.label for example in augmentation_sheet.of_part(part)]
     assert len(found) == len(set(found)) == augmentation_sheet.IMAGES
     assert (found[0], found[-1]) == ("00", "19")

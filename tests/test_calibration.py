@@ -173,6 +173,19 @@ def test_folds_deal_out_every_class_evenly_and_depend_on_the_seed_alone():
         assert counts.max() - counts.min() <= 1
     np.testing.assert_array_equal(fitting.folds(labels, seed=0), folds)
     assert (fitting.folds(labels, seed=1) != folds).any()
+    alone = [str(index) for index in range(len(labels))]
+    np.testing.assert_array_equal(fitting.folds(labels, seed=0, groups=alone), folds)
+
+
+def test_folds_keep_groups_whole():
+    """An image would otherwise be judged by a calibrator that has seen the label of its like."""
+    labels = np.repeat([0, 1], 60)
+    groups = ["" if index % 10 > 7 else f"g{index // 4}" for index in range(120)]
+    folds = fitting.folds(labels, seed=0, groups=groups)
+    assert all(len({fold for fold, group in zip(folds, groups, strict=True) if group == name}) == 1
+               for name in set(groups) - {""})  # fmt: skip
+    assert len({fold for fold, group in zip(folds, groups, strict=True) if not group}) == 5
+    assert set(folds) == set(range(5)) and np.bincount(folds).min() > 10
 
 
 @pytest.mark.parametrize("kind", KINDS)

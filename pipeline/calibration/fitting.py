@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import seeds
+from pipeline import seeds, statistics
 from pipeline.calibration.calibrators import Calibrator, Isotonic, Kind, Temperature, logarithms, powers
 
 FOLDS = 5
@@ -27,14 +27,19 @@ def fit(kind: Kind, probabilities: np.ndarray, labels: np.ndarray) -> Calibrator
     return _fit_temperature(probabilities, labels) if kind == "temperature" else _fit_isotonic(probabilities, labels)
 
 
-def folds(labels: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return the fold of each image, int (n,) in 0..`FOLDS`-1: classes are dealt out evenly, in an order drawn."""
-    order = seeds.generator(seed, "calibration").permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    found = np.empty(len(labels), dtype=np.int64)
+def folds(labels: np.ndarray, *, seed: int, groups: Sequence[str] = ()) -> np.ndarray:
+    """Return the fold of each image, int (n,) in 0..`FOLDS`-1: classes are dealt out evenly, in an order drawn.
+
+    ``groups``: see `statistics.units`. Units stay whole, and are dealt out by the class of their first image.
+    """
+    member = statistics.units(len(labels), groups)
+    first = labels[np.unique(member, return_index=True)[1]]
+    order = seeds.generator(seed, "calibration").permutation(len(first))
+    order = order[np.argsort(first[order], kind="stable")]
+    found = np.empty(len(first), dtype=np.int64)
     # On through all classes, so that small classes do not all begin in the first fold.
-    found[order] = np.arange(len(labels)) % FOLDS
-    return found
+    found[order] = np.arange(len(first)) % FOLDS
+    return found[member]
 
 
 def cross_fitted(kind: Kind, probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
