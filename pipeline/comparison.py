@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, leaderboard, metrics, seeds, statistics
+from pipeline import artifacts, ensembles, leaderboard, metrics, seeds, statistics
 from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
@@ -285,6 +285,68 @@ def _against_champion(
             "ahead_on_test": metrics.is_better(metric, reached[name], reached[best]),
         }
     return found
+
+
+def ensemble(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> dict[str, Any] | None:
+    """Return what the weighted mean of all methods reaches beside the champion; None unless params.yaml asks for it.
+
+    ``members``: run, title and weight of those that were picked. ``champion``, ``ensemble``: ``cross_fitted`` {metric:
+    value} on validation and ``test`` {metric: {value, low, high}}. ``against_champion``: see `statistics.paired_test`,
+    and the ``difference`` in the metric that chose, ensemble minus champion.
+    """
+    if protocol.compare.ensemble is None:
+        return None
+    champion, labels, metric = ranked[0], protocol.validation.labels, protocol.selection.metric
+    on_validation = np.stack([method.validation.probabilities for method in ranked])
+    folds = fitting.folds(labels, seed=protocol.seed, groups=protocol.groups("validation"))
+
+    def pick(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return ensembles.pick(probabilities, labels, picks=protocol.compare.ensemble)
+
+    def best(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        found = metrics.select(probabilities, labels, metric=metric, positive=protocol.positive)
+        return np.eye(len(ranked), dtype=np.int64)[found]
+
+    counts = pick(on_validation, labels)
+    combined = ensembles.mean(np.stack([method.test.probabilities for method in ranked]), counts)
+    test = protocol.evaluate(combined, protocol.test_labels)
+    again = _resampled({"test": {"ensemble": test.measure}}, protocol)["test"]["ensemble"]
+    paired = statistics.paired_test(champion.test.correct, test.correct, protocol.groups("test"))
+    reached = {who: float(each.measure(names=[metric])[metric][0]) for who, each in
+               (("ensemble", test), ("champion", champion.test))}  # fmt: skip
+    of_champion = resampled["test"][champion.record.name]
+    difference = statistics.percentile_interval(
+        reached["ensemble"] - reached["champion"],
+        again[metric] - of_champion[metric],
+        confidence=protocol.compare.confidence,
+    )
+
+    def sides(evaluation: metrics.Evaluation, drawn: Mapping[str, np.ndarray], choose: ensembles.Choose) -> dict:
+        crossed = protocol.evaluate(ensembles.cross_fitted(on_validation, labels, folds, choose), labels)
+        intervals = _intervals(evaluation, drawn, protocol.compare.confidence, protocol.units["test"])
+        return {"cross_fitted": _values(crossed), "test": intervals}
+
+    return {
+        "selected_by": metric,
+        "picks": int(counts.sum()),
+        "members": [
+            {
+                "run": ranked[index].record.name,
+                "title": ranked[index].title,
+                "weight": leaderboard.number(counts[index] / counts.sum()),
+            }
+            for index in np.argsort(-counts, kind="stable")
+            if counts[index]
+        ],
+        "champion": sides(champion.test, of_champion, best),
+        "ensemble": sides(test, again, pick),
+        "against_champion": {
+            "only_champion_right": paired.only_first_right,
+            "only_ensemble_right": paired.only_second_right,
+            "p": leaderboard.number(paired.p),
+            "difference": leaderboard.numbers(difference._asdict()),
+        },
+    }
 
 
 def details(ranked: Sequence[Method], found: Sequence[leaderboard.Entry], protocol: Protocol) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pipeline import artifacts
 
 Entry = Mapping[str, Any]
 
+DETAILS = artifacts.RESULTS / "details.json"
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -135,8 +136,11 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
     return list(rows[0]), rows
 
 
-def summary(entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
-    """Return metrics.json, small enough for a screen: the champion by a few metrics, every run by the chosen one."""
+def summary(entries: Sequence[Entry], ensemble: Mapping[str, Any] | None = None) -> dict[str, dict[str, float | None]]:
+    """Return metrics.json, small enough for a screen: the champion by a few metrics, every run by the chosen one.
+
+    Of an ensemble (`comparison.ensemble`), what it reaches on validation, cross-fitted, and on test.
+    """
     champion = entries[0]
     metric = champion["selected_by"]
     names = dict.fromkeys([metric, "accuracy", "roc_auc", "log_loss"])
@@ -152,6 +156,11 @@ def summary(entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
                 for part in ("validation", "test")
                 for name, value in one["repeats"][part][metric].items()
             }
+    if ensemble:
+        found["ensemble"] = {
+            f"cross_fitted_{metric}": ensemble["ensemble"]["cross_fitted"][metric],
+            f"test_{metric}": ensemble["ensemble"]["test"][metric]["value"],
+        }
     return found
 
 

@@ -58,6 +58,24 @@ class Predictor:
         return found if self.calibrator is None else self.calibrator.apply(found)
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """The weighted mean of what several predictors of the same classes say. The weights add up to 1."""
+
+    members: tuple[tuple[Predictor, float], ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.members[0][0].classes
+
+    def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:
+        """Return float64 (n, classes) for image files, or their bytes, in order. Raises images.ImageError."""
+        found = np.zeros((len(sources), len(self.classes)))
+        for member, weight in self.members:
+            found += weight * member.probabilities(sources)
+        return found
+
+
 def load(
     run: Path,
     backbones: Path = artifacts.BACKBONES,

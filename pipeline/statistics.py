@@ -31,6 +31,7 @@ class CompareParams(Block):
     bootstrap_samples: int = pydantic.Field(ge=100)
     calibration_bins: int = pydantic.Field(ge=2)
     calibration: Literal["temperature", "isotonic"] | None
+    ensemble: int | None = pydantic.Field(ge=1)
 
 
 class Interval(NamedTuple):

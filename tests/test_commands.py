@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, params, predictor
+from pipeline import artifacts, leaderboard, params, predictor
 from pipeline.calibration import calibrators
 from pipeline.commands import demo, lock, predict, prune
 from pipeline.errors import BakeoffError
@@ -367,6 +367,37 @@ def test_predict_refuses_a_calibrator_of_another_training(calibrated):
     with pytest.raises(BakeoffError, match="calibrates other predictions"):
         predict.main(arguments(predict, "photo.jpg"))
     assert predict.main(arguments(predict, "photo.jpg", "--uncalibrated")) == 0
+
+
+def test_predict_averages_the_members_of_the_ensemble_by_their_weights(calibrated, monkeypatch, capsys):
+    says = {"lite-svm": [[0.9, 0.1]], "lite-trees": [[0.3, 0.7]]}
+    loaded = []
+
+    def load(run, store, calibrator=None):
+        loaded.append(run.name)
+        stub = Stub(calibrator)
+        stub.raw = np.array(says[run.name], dtype=np.float32)
+        return stub
+
+    monkeypatch.setattr(predictor, "load", load)
+    artifacts.write_json(artifacts.RUNS / "lite-trees" / "record.json", {"ablation": "fed pixels / 255"})
+    members = [{"run": "lite-svm", "weight": 0.25}, {"run": "lite-trees", "weight": 0.75}]
+    artifacts.write_json(leaderboard.DETAILS, {"ensemble": {"members": members}})
+    assert predict.main(arguments(predict, "photo.jpg", "--ensemble", "--format", "json")) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    # Calibration was fitted for each run alone; what was picked and weighted were the models' own probabilities.
+    assert {one["label"]: one["probability"] for one in row["top"]} == pytest.approx({"cat": 0.45, "dog": 0.55})
+    assert (row["label"], row["ablation"], row.get("calibration")) == ("dog", "fed pixels / 255", None)
+    assert "ensemble of 0.25 lite-svm, 0.75 lite-trees" in said.err
+    assert loaded == ["lite-svm", "lite-trees"]
+
+
+@pytest.mark.parametrize("ensemble", [{}, {"ensemble": None}])
+def test_predict_says_how_to_get_an_ensemble(calibrated, ensemble):
+    artifacts.write_json(leaderboard.DETAILS, ensemble)
+    with pytest.raises(BakeoffError, match=r"no ensemble: set compare\.ensemble in params\.yaml"):
+        predict.main(arguments(predict, "photo.jpg", "--ensemble"))
 
 
 def test_predict_finds_every_format_in_a_folder_and_nothing_else(tmp_path):

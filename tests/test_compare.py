@@ -25,7 +25,7 @@ from pipeline.stages import compare
 CLASSES = ("defective", "functional")
 # Per class and stratum, of each part.
 EACH = {"train": 2, "validation": 10, "test": 15}
-COMPARE = {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None}
+COMPARE = {"confidence": 0.95, "bootstrap_samples": 200, "calibration_bins": 10, "calibration": None, "ensemble": None}
 KERAS_HISTORY = {
     "loss": [0.7, 0.5],
     "accuracy": [0.6, 0.8],
@@ -536,7 +536,7 @@ def test_without_repeats_and_calibration_nothing_is_said_of_them(compared):
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
 def test_calibration_is_shown_before_and_after_and_chooses_nothing(finished, project, capsys, kind):
     write_three_runs()
-    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration=kind)
+    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration=kind, ensemble=None)
     compare.main(params(compare=calibrated), log=NoLog())
     plain = json.loads((finished[0] / artifacts.LEADERBOARD).read_text())
     saved = artifacts.read_json(artifacts.CALIBRATION)
@@ -568,7 +568,9 @@ def test_calibration_is_shown_before_and_after_and_chooses_nothing(finished, pro
 def test_validation_after_calibration_is_not_judged_by_the_labels_that_fitted_it(project):
     """Labels that no probability knows anything of: a calibrator judged by its own labels would see an improvement."""
     write_three_runs()
-    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="isotonic")
+    calibrated = dict(
+        confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="isotonic", ensemble=None
+    )
     write_run("lite", "svm", validation=[0.5], test=0.5, seed=8)
     compare.main(params(compare=calibrated), log=NoLog())
     (svm,) = [entry for entry in entries() if entry["run"] == "lite-svm"]
@@ -581,7 +583,9 @@ def test_validation_after_calibration_is_not_judged_by_the_labels_that_fitted_it
 
 def test_a_calibrator_of_other_predictions_is_refused(project):
     write_three_runs()
-    calibrated = dict(confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="temperature")
+    calibrated = dict(
+        confidence=0.95, bootstrap_samples=200, calibration_bins=10, calibration="temperature", ensemble=None
+    )
     compare.main(params(compare=calibrated), log=NoLog())
     run = artifacts.RUNS / "lite-svm"
     assert artifacts.read_calibrator(run)["kind"] == "temperature"

@@ -129,7 +129,7 @@ def test_methods_are_compared_the_same_by_everybody(root, tmp_path, monkeypatch)
         test_compare.write_manifest()
         test_compare.write_three_runs()
         given = test_compare.params(compare={
-            "confidence": 0.95, "bootstrap_samples": 300, "calibration_bins": 10, "calibration": "temperature"
+            "confidence": 0.95, "bootstrap_samples": 300, "calibration_bins": 10, "calibration": "temperature", "ensemble": 9
         })  # fmt: skip
         world.run("python", "-c", COMPARE, json.dumps(given.declared() | nested(given)), cwd=tmp_path / name)
         found.append(contents(tmp_path / name))

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, datasets, params, splits
+from pipeline import artifacts, datasets, leaderboard, params, splits
 from pipeline.commands import demo, fairness
 from pipeline.params import Params
 from pipeline.progress import NoLog
@@ -207,16 +207,16 @@ def test_twice_the_same_bytes_and_one_section_alone_leaves_the_others(written, p
 
 
 def test_a_section_about_other_results_is_not_in_the_index(written, project):
-    leaderboard = project / artifacts.LEADERBOARD
-    before = leaderboard.read_bytes()
+    entries = project / artifacts.LEADERBOARD
+    before = entries.read_bytes()
     with contextlib.chdir(project):
         try:
-            leaderboard.write_bytes(before + b"\n")
+            entries.write_bytes(before + b"\n")
             assert call("looks")[0] == 0
             index = (fairness.DIRECTORY / "index.md").read_text()
             assert "**leakage**: not computed for these results" in index and "[Test looks](looks.md)" in index
         finally:
-            leaderboard.write_bytes(before)
+            entries.write_bytes(before)
             for name, content in written[0].items():
                 (fairness.DIRECTORY / name).write_bytes(content)
 
@@ -255,7 +255,7 @@ def test_results_that_are_missing_or_do_not_fit_are_one_clear_error(project, tmp
 
 def test_what_is_missing_is_said_before_anything_is_fitted(project, monkeypatch):
     monkeypatch.setattr(fairness.resplits, "sweep", lambda *_, **__: pytest.fail("fitted"))
-    details = project / fairness.DETAILS
+    details = project / leaderboard.DETAILS
     before = details.read_bytes()
     try:
         old = {key: value for key, value in json.loads(before).items() if key not in ("pairs", "ranks")}

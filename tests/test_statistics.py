@@ -211,7 +211,13 @@ def test_resampling_eight_methods_takes_a_hundredth_of_a_second_of_work_a_resamp
     "change", [{"confidence": 0.4}, {"confidence": 1.0}, {"bootstrap_samples": 99}, {"calibration_bins": 1}]
 )
 def test_parameters_out_of_range_are_refused(change):
-    values = {"confidence": 0.95, "bootstrap_samples": 2000, "calibration_bins": 15, "calibration": None}
+    values = {
+        "confidence": 0.95,
+        "bootstrap_samples": 2000,
+        "calibration_bins": 15,
+        "calibration": None,
+        "ensemble": None,
+    }
     assert statistics.CompareParams(**values).confidence == 0.95
     with pytest.raises(pydantic.ValidationError):
         statistics.CompareParams(**values | change)

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import artifacts, metrics, params, provenance, resplits, statistics, tracking
+from pipeline import artifacts, leaderboard, metrics, params, provenance, resplits, statistics, tracking
 from pipeline.errors import BakeoffError
 from pipeline.fairness import (
     history,
@@ -30,7 +30,6 @@ from pipeline.progress import announce, say
 
 DIRECTORY = artifacts.RESULTS / "fairness"
 INDEX = "index.md"
-DETAILS = artifacts.RESULTS / "details.json"
 PAGES: dict[str, Callable[[Mapping[str, Any]], Page]] = {
     "leakage": study_pages.leakage_page,
     "variance": study_pages.variance_page,
@@ -136,7 +135,7 @@ class Report:
             "sources": study if isinstance(study, str) else variance_study.section(study),
             "detectable": self._detectable,
             "grouped": any(artifacts.read_part("test").groups),
-            "ranks": artifacts.read_json(DETAILS)["ranks"],
+            "ranks": artifacts.read_json(leaderboard.DETAILS)["ranks"],
             "titles": study_pages.titles(artifacts.read_json(artifacts.LEADERBOARD)),
         }
 
@@ -157,7 +156,9 @@ class Report:
 
     @functools.cached_property
     def _detectable(self) -> dict[str, Any]:
-        return variance_study.detectable(artifacts.read_json(DETAILS), artifacts.read_json(artifacts.LEADERBOARD))
+        return variance_study.detectable(
+            artifacts.read_json(leaderboard.DETAILS), artifacts.read_json(artifacts.LEADERBOARD)
+        )
 
     @functools.cached_property
     def _study(self) -> Study | str:

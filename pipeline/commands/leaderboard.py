@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, calibration_table, leaderboard_tables, params
+from pipeline import artifacts, calibration_table, ensemble_table, leaderboard, leaderboard_tables, params
 from pipeline.errors import BakeoffError
 
 BEGIN = "<!-- leaderboard -->"
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     entries = artifacts.read_json(artifacts.LEADERBOARD)
     if arguments.readme is None:
-        print("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
+        ensemble = artifacts.read_json(leaderboard.DETAILS).get("ensemble")
+        tables = [leaderboard_tables.text(entries), calibration_table.text(entries), ensemble_table.text(ensemble)]
+        print("\n\n".join(filter(None, tables)))
         return 0
     document = arguments.readme.read_text(encoding="utf-8")
     confidence = params.lookup(params.load(), "compare.confidence")

@@ -1,4 +1,4 @@
-"""Classify image files with the champion, or with any run by name."""
+"""Classify image files with the champion, with any run by name, or with the comparison's ensemble."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, leaderboard
 from pipeline.errors import BakeoffError
 from pipeline.image_files import find_images
 from pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from pipeline.predictor import Ensemble, Predictor
 
 # Enough images to keep the reader ahead of the engine, few enough to show progress every few seconds.
 CHUNK = 64
@@ -23,7 +27,11 @@ CHUNK = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched deeply) or patterns")
-    parser.add_argument("--run", help="directory name under results/runs; without it, the champion of the comparison")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--run", help="directory name under results/runs; without it, the champion of the comparison")
+    who.add_argument(
+        "--ensemble", action="store_true", help="the weighted mean that `compare.ensemble` in params.yaml asked for"
+    )
     parser.add_argument(
         "--uncalibrated", action="store_true", help="probabilities as the model gives them, also after calibration"
     )
@@ -36,37 +44,72 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise BakeoffError(f"--top must be at least 1, received {arguments.top}")
     files = find_images(arguments.paths)
-    run = arguments.run or champion()
-    directory = artifacts.RUNS / run
-    if not (directory / "record.json").is_file():
-        found = ", ".join(_runs()) or "none yet; `make repro` makes them"
-        raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
-    from pipeline import feature_store, images, predictor
-    from pipeline.calibration import calibrators
+    from pipeline import images
 
-    calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
-    if calibrator:
-        print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
-              "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
-    if ablation := artifacts.read_json(directory / "record.json").get("ablation"):
-        print(f"{run} is an ablation: its network is {ablation}", file=sys.stderr)
-    model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)
+    name, model, told = _ensemble() if arguments.ensemble else _run(arguments)
     rows, failed = [], []
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    for chunk in progress(chunks, total=len(chunks), label=f"{run}: {len(files)} images", unit="chunks"):
+    for chunk in progress(chunks, total=len(chunks), label=f"{name}: {len(files)} images", unit="chunks"):
         readable, probabilities = _classify(model, chunk, failed, images.ImageError)
         rows += [_row(*pair, model.classes, arguments.top) for pair in zip(readable, probabilities, strict=True)]
-    told = {"calibration": calibrator and calibrator["kind"], "ablation": ablation}
-    rows = [row | {name: value for name, value in told.items() if value} for row in rows]
+    rows = [row | {key: value for key, value in told.items() if value} for row in rows]
     text = FORMATS[arguments.format](rows)
     if arguments.output:
         artifacts.write_text(arguments.output, text)
-        print(f"{len(rows)} predictions of {run} written to {arguments.output}", file=sys.stderr)
+        print(f"{len(rows)} predictions of {name} written to {arguments.output}", file=sys.stderr)
     else:
         sys.stdout.write(text)
     for message in failed:
         print(f"not classified: {message}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str | None]]:
+    """Return a run's name, its predictor, and what every prediction must say of it."""
+    from pipeline import feature_store, predictor
+    from pipeline.calibration import calibrators
+
+    run = arguments.run or champion()
+    directory = _directory(run)
+    calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
+    if calibrator:
+        print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
+              "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
+    if ablation := _ablation(directory):
+        print(f"{run} is an ablation: its network is {ablation}", file=sys.stderr)
+    model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)
+    return run, model, {"calibration": calibrator and calibrator["kind"], "ablation": ablation}
+
+
+def _ensemble() -> tuple[str, Ensemble, dict[str, str | None]]:
+    """Return the same of the comparison's ensemble, whose members are not calibrated, as they were not when picked."""
+    from pipeline import feature_store, predictor
+
+    found = artifacts.read_json(leaderboard.DETAILS).get("ensemble")
+    if not found:
+        raise BakeoffError(
+            "The comparison has no ensemble: set compare.ensemble in params.yaml, for example to 30, then `dvc repro`"
+        )
+    weights = {one["run"]: one["weight"] for one in found["members"]}
+    ablations = {run: said for run in weights if (said := _ablation(_directory(run)))}
+    for run, said in ablations.items():
+        print(f"{run}, a member, is an ablation: its network is {said}", file=sys.stderr)
+    print(f"ensemble of {', '.join(f'{weight:.2f} {run}' for run, weight in weights.items())}", file=sys.stderr)
+    store = feature_store.from_environment()
+    members = tuple((predictor.load(artifacts.RUNS / run, store=store), weight) for run, weight in weights.items())
+    return "ensemble", predictor.Ensemble(members), {"ablation": "; ".join(ablations.values())}
+
+
+def _directory(run: str) -> Path:
+    directory = artifacts.RUNS / run
+    if not (directory / "record.json").is_file():
+        found = ", ".join(_runs()) or "none yet; `make repro` makes them"
+        raise BakeoffError(f"No run {run!r} in {artifacts.RUNS}. Choose from: {found}")
+    return directory
+
+
+def _ablation(directory: Path) -> str | None:
+    return artifacts.read_json(directory / "record.json").get("ablation")
 
 
 def champion() -> str:

@@ -17,6 +17,7 @@ from pipeline import (
     calibration_table,
     comparison,
     curves,
+    ensemble_table,
     figures,
     leaderboard,
     leaderboard_tables,
@@ -58,11 +59,14 @@ def main(params: Params, *, log: Log) -> None:
     resampled = comparison.resample(ranked, protocol)
     entries = comparison.entries(ranked, resampled, protocol)
     stable = {"pairs": stability.pairs(ranked), "ranks": stability.ranks(ranked, resampled, protocol)}
-    _write(entries, comparison.details(ranked, entries, protocol) | stable, protocol)
+    ensemble = comparison.ensemble(ranked, resampled, protocol)
+    details = comparison.details(ranked, entries, protocol) | stable | {"ensemble": ensemble}
+    _write(entries, details, protocol)
     _write_calibrators(ranked, protocol)
     say("drawing the figures")
     _draw(ranked, entries, protocol)
-    say("\n\n".join(filter(None, [leaderboard_tables.text(entries), calibration_table.text(entries)])))
+    tables = [leaderboard_tables.text(entries), calibration_table.text(entries), ensemble_table.text(ensemble)]
+    say("\n\n".join(filter(None, tables)))
 
 
 def _in_groups(protocol: Protocol, part: str) -> str:
@@ -167,10 +171,11 @@ def _write(entries: Sequence[leaderboard.Entry], details: Mapping[str, Any], pro
         confidence=protocol.compare.confidence,
         samples=protocol.compare.bootstrap_samples,
     )
-    text = "\n".join(filter(None, [text, calibration_table.markdown(entries)]))
+    ensemble = details["ensemble"]
+    text = "\n".join(filter(None, [text, calibration_table.markdown(entries), ensemble_table.markdown(ensemble)]))
     artifacts.write_text(artifacts.RESULTS / "leaderboard.md", text)
-    artifacts.write_json(artifacts.RESULTS / "metrics.json", leaderboard.summary(entries))
-    artifacts.write_json(artifacts.RESULTS / "details.json", details)
+    artifacts.write_json(artifacts.RESULTS / "metrics.json", leaderboard.summary(entries, ensemble))
+    artifacts.write_json(leaderboard.DETAILS, details)
 
 
 def _write_calibrators(ranked: Sequence[Method], protocol: Protocol) -> None:
