@@ -288,9 +288,14 @@ def test_a_lock_that_was_committed_while_it_was_being_written_is_none(repository
     commit("half a lock")
     Path("dvc.lock").write_text(whole, encoding="utf-8")
     commit("the whole lock")
-    newest, half, *_ = section()["looks"]
+    found = section()
+    newest, half, *_ = found["looks"]
     assert (newest["subject"], newest["vouched"]) == ("the whole lock", True)
     assert (half["subject"], half["vouched"], half["changed"]) == ("half a lock", False, {})
+    page = record_pages.looks_page(found)
+    assert "Another test part, or one that is unknown, was scored once." in page.finding
+    (said,) = [line for line in page.markdown().splitlines() if line.startswith(f"**{half['commit']}**")]
+    assert said.endswith(": its dvc.lock does not say what it was made from.")
 
 
 def test_it_works_in_a_folder_below_the_repository(repository, monkeypatch):

@@ -246,6 +246,16 @@ def test_a_deleted_run_was_a_look_all_the_same(two_methods: tracking.Comparison)
     assert [one.deleted for one in tracking.scores(tracking.locate(), "elpv", metric="accuracy")] == [False, False]
 
 
+def test_scores_of_runs_that_an_older_version_logged_have_the_name_of_their_method(two_methods) -> None:
+    """Otherwise no commit would have them, and a look that git records would count as one that it does not."""
+    sync(two_methods)
+    old = the_method().info.run_id
+    client().delete_tag(old, "network")
+    client().set_tag(old, "backbone", "lite0")
+    found = tracking.scores(tracking.locate(), "elpv", metric="accuracy")
+    assert sorted(one.run for one in found) == ["lite0-head", "lite0-logistic_regression"]
+
+
 def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:
     place = tracking.Store(f"sqlite:///{tmp_path}/none/mlflow.db")
     assert tracking.scores(place, "elpv", metric="accuracy", seconds=10) is None

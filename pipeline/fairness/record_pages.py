@@ -113,7 +113,8 @@ def _looks_finding(found: Mapping[str, Any]) -> str:
     if not any(look["claim"] for look in found["looks"]):
         said = f"There is no claim here: results/metrics.json holds no test score. {said}"
     if others := sum(found[when]["other_test_parts"] for when in ("earlier", "later")):
-        said += f" Another test part was scored {_times(others)}."
+        unknown = any(look["test_part"] == "unknown" for look in found["looks"])
+        said += f" Another test part{', or one that is unknown,' if unknown else ''} was scored {_times(others)}."
     mlflow = found["mlflow"]
     if mlflow and mlflow.get("never_committed"):
         said += f" MLflow has {len(mlflow['never_committed'])} scores on this test part that were never committed."
@@ -168,7 +169,8 @@ def _changes(look: Mapping[str, Any]) -> str:
     changed = look["changed"]
     lines = [f"**{look['commit'] or 'not committed'}**" + (f" ({look['date']})" if look["date"] else "")]
     if not changed:
-        return f"{lines[0]}: the first one."
+        unknown = look["test_part"] == "unknown"
+        return f"{lines[0]}: {'its dvc.lock does not say what it was made from' if unknown else 'the first one'}."
     params = [f"{key}{_change(sides)}" for key, sides in changed["params"].items()]
     for name, entries in (("params", params), ("code", changed["code"]), ("data", changed["data"]),
                           ("stages that only one of both has", changed["stages"])):  # fmt: skip

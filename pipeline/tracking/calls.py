@@ -27,6 +27,12 @@ def tag(run: Run, name: str) -> str:
     return run.data.tags.get(name, "")
 
 
+def method_name(run: Run) -> str:
+    """Return the name under which results/runs has, or had, what a method's run shows."""
+    # Before runs had the tag `network`, that of networks without pretraining was called `backbone`, too.
+    return f"{tag(run, 'network') or tag(run, 'backbone')}-{tag(run, 'method')}"
+
+
 def search(connection: Connection, condition: str, *, deleted: bool = False) -> list[Run]:
     """Return the active runs of the experiment that meet a condition, newest first; or instead the ``deleted`` ones."""
     from mlflow.entities import ViewType

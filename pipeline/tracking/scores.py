@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.tracking import contents, store
-from pipeline.tracking.calls import tag
+from pipeline.tracking.calls import method_name, tag
 from pipeline.tracking.store import Connection, Store
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def scores(place: Store, dataset: str, *, metric: str, seconds: float | None = N
             value = run.data.metrics.get(f"test_{metric}")
             if value is None:
                 continue
-            name = f"{tag(run, 'network')}-{tag(run, 'method')}"
+            name = method_name(run)
             part, deleted = tag(run, "dataset.test.sha256"), run.info.lifecycle_stage == "deleted"
             one = Score(name, value, tag(run, "record"), part, deleted)
             key = one.record or run.info.run_id, part

@@ -20,7 +20,7 @@ from pipeline.findings import Finding
 from pipeline.progress import progress
 from pipeline.tracking import calls, claims, contents, store
 from pipeline.tracking.audit import EVIDENCE, SYNC, UNFINISHED, agrees, deletion, named, some
-from pipeline.tracking.calls import tag
+from pipeline.tracking.calls import method_name, tag
 from pipeline.tracking.contents import Comparison, Method
 from pipeline.tracking.store import Connection, Store
 
@@ -171,7 +171,7 @@ class _Strangers:
         shown = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
         return any(
             all(agrees(shown.get(f"test_{name}"), value) for name, value in scores.items())
-            for scores in (self.known or {}).get(f"{tag(run, 'network')}-{tag(run, 'method')}", ())
+            for scores in (self.known or {}).get(method_name(run), ())
         )
 
 
