@@ -601,18 +601,40 @@ def test_truth_is_shared_only_if_the_test_images_and_their_labels_are(tmp_path):
 
 
 def test_time_left_is_said_by_what_it_is_known_from():
-    assert replay.Clock({}).left(["a", "b"]) == "2 stages left; nobody knows yet how long they take"
     known = replay.Clock({"a": 60.0, "b": 30.0, "c": 30.0})
     assert known.left(["a", "b", "c"]) == "about 2 min left"
     known.done["a"] = 120.0
     assert known.left(["b", "c"]) == "about 2 min left", "this replay takes twice as long as the last"
     assert known.left(["b", "c"], running=60) == "about 60 s left"
-    counted = replay.Clock({})
-    counted.done |= {"a": 10.0, "b": 30.0}
-    assert counted.left(["c"]) == "about 20 s left by the number of stages, which differ in length"
-    mixed = replay.Clock({"c": 50.0}, {"a": 10.0})
-    assert mixed.left(["c", "d"]) == "about 60 s left, 1 of 2 stages guessed"
-    assert mixed.left([]) == "nothing left"
+    assert known.left([]) == "nothing left"
+    known.done["a"] = 6000.0
+    assert known.left(["c"]) == "about 90 s left", "one stage says little of another"
+
+
+def test_where_no_replay_was_before_the_default_data_set_says_how_stages_compare():
+    typical = replay.TYPICAL
+    waiting = ["features@n", "fine_tune@n", "scratch@m"]
+    whole = sum(typical[name.partition("@")[0]] for name in waiting)
+    first = replay.Clock({})
+    assert first.left(waiting) == f"about {replay.spoken(whole)} left, guessed by the default data set"
+    first.done["features@n"] = 10 * typical["features"]
+    rest = 10 * (typical["fine_tune"] + typical["scratch"])
+    assert first.left(waiting[1:]) == f"about {replay.spoken(rest)} left, guessed by the default data set"
+    mixed = replay.Clock({"scratch@m": 50.0}, {"dataset": typical["dataset"]})
+    assert mixed.left(["scratch@m", "compare"]) == "about 63 s left, 1 of 2 stages guessed"
+
+
+def test_a_stage_that_takes_longer_than_expected_does_not_use_up_the_time_of_those_after_it():
+    clock = replay.Clock({"a": 60.0, "b": 30.0})
+    assert clock.left(["a", "b"], running=500) == "longer than expected; then about 30 s left"
+    assert clock.left(["b"], running=31) == "longer than expected"
+
+
+def test_every_kind_of_stage_has_a_typical_length(root):
+    import yaml
+
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert replay.TYPICAL.keys() == stages.keys()
 
 
 def test_quick_leaves_out_the_longest_and_what_cannot_be_made_without_them(tmp_path):

@@ -32,6 +32,13 @@ print(json.dumps({"decisive": provenance.environment(), **machine.record(Path())
 """
 # How much slower or faster than before a whole replay is believed to be: short stages say little of long ones.
 MOST_UNEXPECTED = 3.0
+# The same where nothing is known but TYPICAL: other images, networks and params may take much longer.
+MOST_UNEXPECTED_OF_A_GUESS = 30.0
+# Seconds of the default data set on 2 cores, by kind of stage: what counts is how they compare with each other.
+TYPICAL: Mapping[str, float] = {
+    "dataset": 10, "split": 2, "backbone": 11, "features": 23, "as_is": 18, "sweep": 10, "head": 76, "fine_tune": 210,
+    "scratch": 285, "explain": 28, "compare": 13, "track": 26
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,25 +62,31 @@ class Clock:
     def left(self, waiting: Sequence[str], *, running: float = 0.0) -> str:
         """Return, in words, how long the stages in ``waiting`` take, of which the first has run for ``running``.
 
-        By earlier durations, scaled by how this replay compares with them; by the number of stages without any.
+        By earlier durations, else by those of the default data set, scaled by how this replay compares with them.
         """
-        unknown = [name for name in waiting if name not in self.known]
         if not waiting:
             return "nothing left"
-        if unknown and not self.done:
-            return f"{len(waiting)} stages left; nobody knows yet how long they take"
-        measured = [name for name in self.done if name in self.known]
-        before = sum(self.known[name] for name in measured)
-        pace = sum(self.done[name] for name in measured) / before if before > 0 else 1.0
-        pace = min(max(pace, 1 / MOST_UNEXPECTED), MOST_UNEXPECTED)
-        seconds = pace * sum(self.known.get(name, 0.0) for name in waiting)
-        if unknown:
-            seconds += len(unknown) * sum(self.done.values()) / len(self.done)
-        how = "" if not unknown else (
-            " by the number of stages, which differ in length" if len(unknown) == len(waiting)
-            else f", {len(unknown)} of {len(waiting)} stages guessed"
+        guessed = [name for name in waiting if name not in self.known]
+        current, *later = (self._pace() * self._expected(name) for name in waiting)
+        how = "" if not guessed else (
+            ", guessed by the default data set" if len(guessed) == len(waiting)
+            else f", {len(guessed)} of {len(waiting)} stages guessed"
         )  # fmt: skip
-        return f"about {spoken(max(seconds - running, 0.0))} left{how}"
+        if running <= current:
+            return f"about {spoken(current - running + sum(later))} left{how}"
+        return "longer than expected" + (f"; then about {spoken(sum(later))} left{how}" if later else "")
+
+    def _expected(self, name: str) -> float:
+        return self.known.get(name, TYPICAL.get(name.partition("@")[0], 30.0))
+
+    def _pace(self) -> float:
+        """Return how many times longer this replay takes than expected, by the stages that are done."""
+        measured = [name for name in self.done if name in self.known] or list(self.done)
+        expected = sum(map(self._expected, measured))
+        if not expected:
+            return 1.0
+        limit = MOST_UNEXPECTED if measured[0] in self.known else MOST_UNEXPECTED_OF_A_GUESS
+        return min(max(sum(self.done[name] for name in measured) / expected, 1 / limit), limit)
 
 
 class Replay:
