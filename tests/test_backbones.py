@@ -15,6 +15,7 @@ from pipeline.backbones.table import BACKBONES
 from pipeline.backbones.weights import WeightsError
 
 DAISY, HONEYCOMB, PALACE, MILITARY_UNIFORM, SUIT = 985, 599, 698, 652, 834
+TABBY, TIGER_CAT, EGYPTIAN_CAT, ESPRESSO, MOPED = 281, 282, 285, 967, 665
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,20 @@ def test_larger_variants_see_the_same_in_photographs(lite):
         probabilities = model(photographs, training=False).numpy()
         assert probabilities.argmax(axis=1).tolist() == SEEN[model.name]
         assert MILITARY_UNIFORM in np.argsort(-probabilities[2])[:2]
+
+
+def test_a_cat_a_cup_of_coffee_and_a_motorcycle_are_seen_by_every_size(lite):
+    """scikit-image's photographs show what ImageNet has classes for: four kinds of domestic cats, espresso, moped."""
+    from skimage import data
+
+    model, _ = lite
+    pictures = [data.chelsea(), data.coffee(), data.stereo_motorcycle()[0]]
+    size = model.inputs[0].shape[1]
+    photographs = np.stack([middle(Image.fromarray(picture), size=size) for picture in pictures]).astype(np.float32)
+    cat, coffee, motorcycle = model(photographs, training=False).numpy()
+    assert set(np.argsort(-cat)[:3]) == {TABBY, TIGER_CAT, EGYPTIAN_CAT}
+    assert coffee.argmax() == ESPRESSO and coffee[ESPRESSO] > 0.5
+    assert motorcycle.argmax() == MOPED
 
 
 def test_activations_have_the_statistics_the_network_was_trained_with(lite):
