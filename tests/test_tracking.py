@@ -35,7 +35,7 @@ from pipeline.commands import ui
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, models, processes, writer
+from pipeline.tracking import contents, models, processes, store, writer
 
 if TYPE_CHECKING:
     import mlflow
@@ -254,6 +254,40 @@ def test_scores_of_runs_that_an_older_version_logged_have_the_name_of_their_meth
     client().set_tag(old, "backbone", "lite0")
     found = tracking.scores(tracking.locate(), "elpv", metric="accuracy")
     assert sorted(one.run for one in found) == ["lite0-head", "lite0-logistic_regression"]
+
+
+CONNECT = """
+import sys
+from pipeline import tracking
+from pipeline.tracking import store
+print(store.connect(tracking.Store(sys.argv[1]), "elpv").experiment)
+"""
+
+
+def test_a_store_whose_creation_was_killed_is_made_by_the_next(tmp_path: Path) -> None:
+    """MLflow makes its tables one by one, and fails for ever on a database that has some of them."""
+    database, new = tmp_path / "mlflow.db", tmp_path / ".mlflow.db.new"
+    command = [sys.executable, "-c", CONNECT, f"sqlite:///{database}"]
+    first = subprocess.Popen(command, cwd=provenance.ROOT)
+    deadline = time.monotonic() + 120
+    while not (new.exists() and new.stat().st_size > 100_000) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    first.kill()
+    first.wait()
+    assert new.exists() and not database.stat().st_size, "it was killed too early or too late for this test"
+    done = subprocess.run(command, cwd=provenance.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert not list(tmp_path.glob(".mlflow.db.new*"))
+
+
+def test_a_store_that_was_left_half_made_by_others_says_what_to_do(tmp_path: Path) -> None:
+    place = tracking.Store(f"sqlite:///{tmp_path}/mlflow.db")
+    with closing(sqlite3.connect(place.database)) as opened:
+        opened.execute("create table experiments (experiment_id integer)")
+    with pytest.raises(tracking.TrackingError, match=r"half made.*remove .*mlflow\.db, and `python -m pipeline sync`"):
+        store.connect(place, "elpv")
+    place.database.unlink()
+    assert store.connect(place, "elpv").experiment == "1"
 
 
 def test_asking_for_scores_creates_no_store(tmp_path: Path) -> None:

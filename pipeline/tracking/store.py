@@ -161,6 +161,8 @@ def connect(store: Store, experiment: str, *, seconds: float | None = None) -> C
     deadline = Deadline.after(seconds)
     with translated(store), lock(store, "create", deadline):
         _check(store)
+        if store.database is not None:
+            _make(store, store.database)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
@@ -199,6 +201,33 @@ def _has_tables(store: Store) -> bool:
         return sqlalchemy.inspect(engine).has_table("experiments")
     finally:
         engine.dispose()
+
+
+def _make(store: Store, database: Path) -> None:
+    """Make MLflow's tables in a database that is new, whole or not at all; one that has tables is left as it is.
+
+    MLflow makes them in place, in some fifty migrations. A process that is killed in between, or whose time is up,
+    would leave a database in which every later one fails.
+    """
+    if os.path.getsize(database):
+        with contextlib.closing(sqlite3.connect(database, timeout=SECONDS_TO_ANSWER)) as opened:
+            tables = {name for (name,) in opened.execute("select name from sqlite_master where type = 'table'")}
+            half = "experiments" in tables and not opened.execute("select 1 from experiments").fetchone()
+        if half:
+            raise TrackingError(
+                f"the MLflow store {store.name} is half made, by a process that was killed, and holds nothing: remove "
+                f"{database}, and `python -m pipeline sync` fills a new one"
+            )
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = database.with_name(f".{database.name}.new")
+    for abandoned in database.parent.glob(f"{new.name}*"):  # with what SQLite keeps beside it
+        abandoned.unlink()
+    SqlAlchemyStore(SQLITE + quote(str(new.absolute())), store.artifacts).engine.dispose()
+    with contextlib.closing(sqlite3.connect(new)) as made:
+        made.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that is moved, whatever mode it is in
+    os.replace(new, database)
 
 
 def _experiment(client: MlflowClient, store: Store, name: str) -> str:
