@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks import measure, rows
-from pipeline import params, provenance
+from pipeline import params, params_file, provenance
 from pipeline.commands import demo
 from pipeline.progress import say
 
@@ -71,7 +71,7 @@ def job(name: str, directory: Path, clone: Any) -> measure.Job:
 def clone_now(directory: Path) -> None:
     """Copy the project as it is, uncommitted changes included, without results."""
     demo.copy_project(provenance.ROOT, directory, leave_out=demo.RESULTS)
-    params.override(directory / params.PARAMS_FILE, {"compute.threads": measure.cores()})
+    params_file.override(directory / params.PARAMS_FILE, {"compute.threads": measure.cores()})
     demo.commit(directory, "Now")
 
 
@@ -82,7 +82,7 @@ def clone_now_with_the_choices_before(directory: Path) -> None:
     demo.copy_project(provenance.ROOT, directory, leave_out=demo.RESULTS)
     # `compute` says how to compute, not what.
     choices = {key: value for key, value in common_values(then, now) if not key.startswith("compute.")}
-    params.override(directory / params.PARAMS_FILE, choices | {"compute.threads": measure.cores()})
+    params_file.override(directory / params.PARAMS_FILE, choices | {"compute.threads": measure.cores()})
     say(f"  at {BEFORE} there is no {', '.join(unknown_keys(now, then)) or 'value that it does not know'}")
     demo.commit(directory, "Now, with the choices before")
 
@@ -93,7 +93,7 @@ def clone_before(directory: Path) -> None:
     _git("-C", str(directory), "checkout", "--quiet", BEFORE)
     for path in demo.RESULTS:
         shutil.rmtree(directory / path) if (directory / path).is_dir() else (directory / path).unlink(missing_ok=True)
-    params.override(directory / params.PARAMS_FILE, {"compute.threads": measure.cores()})
+    params_file.override(directory / params.PARAMS_FILE, {"compute.threads": measure.cores()})
 
 
 def _git(*arguments: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from pipeline import artifacts, params, provenance
+from pipeline import artifacts, params, params_file, provenance
 from pipeline.commands import demo
 
 BACKBONE = "efficientnet_lite0"
@@ -42,7 +42,7 @@ class Workspace:
 
     def override(self, overrides: Mapping[str, Any]) -> None:
         """Replace values of params.yaml at dotted keys."""
-        params.override(self.directory / params.PARAMS_FILE, overrides)
+        params_file.override(self.directory / params.PARAMS_FILE, overrides)
 
     def value(self, key: str) -> Any:
         """Return the value of params.yaml at a dotted key."""

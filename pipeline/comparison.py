@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, ensembles, leaderboard, metrics, seeds, statistics
+from pipeline import artifacts, leaderboard, metrics, seeds, statistics
 from pipeline.calibration import calibrators, fitting
 from pipeline.progress import progress
 
@@ -140,7 +140,7 @@ def resample(ranked: Sequence[Method], protocol: Protocol) -> Resampled:
     metric = protocol.selection.metric
     on_validation = {method.record.name: method.validation.measure for method in ranked}
     on_test = {method.record.name: _with_strata(method, metric) for method in ranked}
-    return _resampled({"validation": on_validation, "test": on_test}, protocol)
+    return resampled_measures({"validation": on_validation, "test": on_test}, protocol)
 
 
 def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> list[leaderboard.Entry]:
@@ -153,10 +153,10 @@ def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) 
             method.record,
             rank=place,
             selected_by=metric,
-            validation=_intervals(
+            validation=with_intervals(
                 method.validation, validation[method.record.name], confidence, protocol.units["validation"]
             ),
-            test=_intervals(method.test, test[method.record.name], confidence, protocol.units["test"]),
+            test=with_intervals(method.test, test[method.record.name], confidence, protocol.units["test"]),
             strata=_strata(method, test[method.record.name], protocol),
             against_champion=against.get(method.record.name),
             repeats=_spread(method),
@@ -198,7 +198,7 @@ def _before_and_after(method: Method) -> dict[str, Any] | None:
     return found
 
 
-def _resampled(measures: Mapping[str, Mapping[str, statistics.Measure]], protocol: Protocol) -> Resampled:
+def resampled_measures(measures: Mapping[str, Mapping[str, statistics.Measure]], protocol: Protocol) -> Resampled:
     """Return the measures of every run on every part."""
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {part: {} for part in measures}
     pairs = [(part, name) for part, of_part in measures.items() for name in of_part]
@@ -241,9 +241,10 @@ def _stratum_key(stratum: str) -> str:
     return f"stratum: {stratum}"
 
 
-def _intervals(
+def with_intervals(
     evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], confidence: float, units: int
 ) -> dict[str, dict[str, float | None]]:
+    """Return {metric: {value, low, high}} of an evaluation and its resampled measures, in so many units."""
     return {
         name: leaderboard.numbers(_interval(name, float(value[0]), resampled[name], confidence, units)._asdict())
         for name, value in evaluation.measure().items()
@@ -287,68 +288,6 @@ def _against_champion(
     return found
 
 
-def ensemble(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> dict[str, Any] | None:
-    """Return what the weighted mean of all methods reaches beside the champion; None unless params.yaml asks for it.
-
-    ``members``: run, title and weight of those that were picked. ``champion``, ``ensemble``: ``cross_fitted`` {metric:
-    value} on validation and ``test`` {metric: {value, low, high}}. ``against_champion``: see `statistics.paired_test`,
-    and the ``difference`` in the metric that chose, ensemble minus champion.
-    """
-    if protocol.compare.ensemble is None:
-        return None
-    champion, labels, metric = ranked[0], protocol.validation.labels, protocol.selection.metric
-    on_validation = np.stack([method.validation.probabilities for method in ranked])
-    folds = fitting.folds(labels, seed=protocol.seed, groups=protocol.groups("validation"))
-
-    def pick(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return ensembles.pick(probabilities, labels, picks=protocol.compare.ensemble)
-
-    def best(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        found = metrics.select(probabilities, labels, metric=metric, positive=protocol.positive)
-        return np.eye(len(ranked), dtype=np.int64)[found]
-
-    counts = pick(on_validation, labels)
-    combined = ensembles.mean(np.stack([method.test.probabilities for method in ranked]), counts)
-    test = protocol.evaluate(combined, protocol.test_labels)
-    again = _resampled({"test": {"ensemble": test.measure}}, protocol)["test"]["ensemble"]
-    paired = statistics.paired_test(champion.test.correct, test.correct, protocol.groups("test"))
-    reached = {who: float(each.measure(names=[metric])[metric][0]) for who, each in
-               (("ensemble", test), ("champion", champion.test))}  # fmt: skip
-    of_champion = resampled["test"][champion.record.name]
-    difference = statistics.percentile_interval(
-        reached["ensemble"] - reached["champion"],
-        again[metric] - of_champion[metric],
-        confidence=protocol.compare.confidence,
-    )
-
-    def sides(evaluation: metrics.Evaluation, drawn: Mapping[str, np.ndarray], choose: ensembles.Choose) -> dict:
-        crossed = protocol.evaluate(ensembles.cross_fitted(on_validation, labels, folds, choose), labels)
-        intervals = _intervals(evaluation, drawn, protocol.compare.confidence, protocol.units["test"])
-        return {"cross_fitted": _values(crossed), "test": intervals}
-
-    return {
-        "selected_by": metric,
-        "picks": int(counts.sum()),
-        "members": [
-            {
-                "run": ranked[index].record.name,
-                "title": ranked[index].title,
-                "weight": leaderboard.number(counts[index] / counts.sum()),
-            }
-            for index in np.argsort(-counts, kind="stable")
-            if counts[index]
-        ],
-        "champion": sides(champion.test, of_champion, best),
-        "ensemble": sides(test, again, pick),
-        "against_champion": {
-            "only_champion_right": paired.only_first_right,
-            "only_ensemble_right": paired.only_second_right,
-            "p": leaderboard.number(paired.p),
-            "difference": leaderboard.numbers(difference._asdict()),
-        },
-    }
-
-
 def details(ranked: Sequence[Method], found: Sequence[leaderboard.Entry], protocol: Protocol) -> dict[str, Any]:
     """Return details.json: every candidate on validation, and every method per class, per stratum, cell by cell."""
     return {
@@ -373,7 +312,7 @@ def _run_details(method: Method, entry: leaderboard.Entry, protocol: Protocol) -
             "name": candidate.name,
             "parameters": candidate.parameters,
             "converged": candidate.converged,
-            "validation": _values(protocol.evaluate(probabilities, protocol.validation.labels)),
+            "validation": point_values(protocol.evaluate(probabilities, protocol.validation.labels)),
         }
         for candidate, probabilities in zip(method.record.candidates, method.predictions.validation, strict=True)
     ]
@@ -391,11 +330,13 @@ def _run_details(method: Method, entry: leaderboard.Entry, protocol: Protocol) -
             for part, evaluation in evaluations.items()
         },
         "per_stratum": {
-            stratum: {"n": len(rows), **_values(evaluation)} for stratum, (rows, evaluation) in method.strata.items()
+            stratum: {"n": len(rows), **point_values(evaluation)}
+            for stratum, (rows, evaluation) in method.strata.items()
         },
         "confusion": {part: metrics.confusion(evaluation).tolist() for part, evaluation in evaluations.items()},
     }
 
 
-def _values(evaluation: metrics.Evaluation) -> dict[str, float | None]:
+def point_values(evaluation: metrics.Evaluation) -> dict[str, float | None]:
+    """Return {metric: value}, None where it is undefined."""
     return {name: leaderboard.number(float(value[0])) for name, value in evaluation.measure().items()}

@@ -15,10 +15,13 @@ ABOUT = (
     f"that of all its members. Validation is cross-fitted in {fitting.FOLDS} folds for both: no image is judged by "
     "weights, or by a choice of the champion, that saw its label. p is of this one comparison on test, uncorrected."
 )
+UNDEFINED_ON_VALIDATION = (
+    " Here validation is too small for that: without one of the folds it has no image, or only one class."
+)
 
 
 def text(found: Mapping[str, Any] | None) -> str:
-    """Return aligned columns for a console, empty without an ensemble. ``found``: as `comparison.ensemble` gives it."""
+    """Return aligned columns for a console, empty without an ensemble. ``found``: as `ensemble_comparison` gives it."""
     if not found:
         return ""
     rows = _rows(found)
@@ -60,7 +63,8 @@ def _members(found: Mapping[str, Any]) -> str:
 def _said(found: Mapping[str, Any]) -> str:
     paired = found["against_champion"]
     p = "<0.001" if paired["p"] < 0.001 else f"{paired['p']:.3f}"
+    crossed = found["ensemble"]["cross_fitted"][found["selected_by"]]
     return (
         f"On test, only the ensemble is right {paired['only_ensemble_right']} times, only the champion "
-        f"{paired['only_champion_right']} times (p {p}). {ABOUT}"
+        f"{paired['only_champion_right']} times (p {p}). {ABOUT}{UNDEFINED_ON_VALIDATION if crossed is None else ''}"
     )

@@ -139,7 +139,7 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
 def summary(entries: Sequence[Entry], ensemble: Mapping[str, Any] | None = None) -> dict[str, dict[str, float | None]]:
     """Return metrics.json, small enough for a screen: the champion by a few metrics, every run by the chosen one.
 
-    Of an ensemble (`comparison.ensemble`), what it reaches on validation, cross-fitted, and on test.
+    Of an ensemble (see `ensemble_comparison`), what it reaches on validation, cross-fitted, and on test.
     """
     champion = entries[0]
     metric = champion["selected_by"]

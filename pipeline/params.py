@@ -6,7 +6,6 @@ keys the stage declares in ``READS``, so it cannot depend on a value that dvc.ya
 
 from __future__ import annotations
 
-import copy
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
@@ -101,48 +100,6 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
             raise ParamsError(f"params.yaml: {'.'.join(parts[: depth + 1])} is missing")
         found = found[part]
     return found
-
-
-def replaced(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the contents of a params file, with the values at dotted keys replaced.
-
-    Raises ParamsError for a key that is not there.
-    """
-    result = copy.deepcopy(dict(values))
-    _replace(result, overrides)
-    return result
-
-
-def override(path: Path, overrides: Mapping[str, Any]) -> None:
-    """Replace values of a params file at dotted keys, keeping its comments. Raises ParamsError for an unknown key."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.representer import RoundTripRepresenter
-
-    class Representer(RoundTripRepresenter):
-        """Writes null as null: a line without a value loses its end to a comment when it is read and written again."""
-
-    Representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    editor = YAML()
-    editor.Representer = Representer
-    editor.preserve_quotes = True
-    # As params.yaml is written, so that only what changes differs.
-    editor.width = 4096
-    editor.indent(mapping=2, sequence=4, offset=2)
-    values = editor.load(path.read_text(encoding="utf-8"))
-    _replace(values, overrides)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        editor.dump(values, file)
-
-
-def _replace(values: Any, overrides: Mapping[str, Any]) -> None:
-    for key, value in overrides.items():
-        parent, _, name = key.rpartition(".")
-        block = lookup(values, parent) if parent else values
-        if name not in block:
-            raise ParamsError(unknown_key(name, block, where=parent))
-        block[name] = value
 
 
 def parse(value: Any, model: type[BlockType], *, where: str) -> BlockType:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import params, provenance
+from pipeline import params, params_file, provenance
 from pipeline.commands import demo
 
 
@@ -83,7 +83,7 @@ def clone(root: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(overrides: Mapping[str, Any] | None = None, leave_out: tuple[str, ...] = ()) -> Path:
         destination = tmp_path / "clone"
         demo.copy_project(root, destination, leave_out=leave_out)
-        params.override(destination / params.PARAMS_FILE, overrides or {})
+        params_file.override(destination / params.PARAMS_FILE, overrides or {})
         demo.commit(destination, "Clone")
         return destination
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, leaderboard, params, predictor
+from pipeline import artifacts, leaderboard, params, params_file, predictor
 from pipeline.calibration import calibrators
 from pipeline.commands import demo, lock, predict, prune
 from pipeline.errors import BakeoffError
@@ -261,11 +261,11 @@ def test_copying_what_is_no_git_clone_is_refused(tmp_path):
 def test_overriding_keeps_comments_and_every_other_value(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("seed: 0 # the seed\nhead: # block\n  epochs: 6\n  rate: 0.003\nlist: [a, b]\n", encoding="utf-8")
-    params.override(path, {"head.epochs": 2, "list": []})
+    params_file.override(path, {"head.epochs": 2, "list": []})
     assert params.load(path) == {"seed": 0, "head": {"epochs": 2, "rate": 0.003}, "list": []}
     assert "# the seed" in path.read_text(encoding="utf-8")
     with pytest.raises(params.ParamsError, match="did you mean 'epochs'"):
-        params.override(path, {"head.epoch": 2})
+        params_file.override(path, {"head.epoch": 2})
 
 
 def test_demo_parameters_are_valid_and_declare_three_methods(root, tmp_path):
@@ -273,7 +273,7 @@ def test_demo_parameters_are_valid_and_declare_three_methods(root, tmp_path):
 
     path = tmp_path / "params.yaml"
     path.write_bytes((root / "params.yaml").read_bytes())
-    params.override(path, demo.OVERRIDES)
+    params_file.override(path, demo.OVERRIDES)
     values = params.load(path)
     schema.check(values)
     assert [run.method for run in params.declared_runs(values)] == ["logistic_regression", "head", "scratch"]

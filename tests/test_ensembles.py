@@ -1,6 +1,7 @@
 """The ensemble: what forward selection picks, what its mean reaches, and that it chooses nothing."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import test_compare
 from sklearn.metrics import log_loss
 
-from pipeline import artifacts, ensembles, leaderboard, metrics
-from pipeline.params import ParamsError
+from pipeline import artifacts, ensemble_table, ensembles, leaderboard, metrics
+from pipeline.params import Params, ParamsError
 from pipeline.progress import NoLog
 from pipeline.stages import compare
 
@@ -87,8 +88,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def asked(picks: int | None = 10) -> dict:
-    return test_compare.params(compare=test_compare.COMPARE | {"ensemble": picks})
+def asked(picks: int | None = 10, metric: str = "accuracy") -> Params:
+    return test_compare.params(
+        compare=test_compare.COMPARE | {"ensemble": picks},
+        selection={"metric": metric, "positive_class": "defective"},
+    )
 
 
 def test_the_comparison_shows_the_ensemble_beside_the_champion_and_is_otherwise_the_same(project, capsys):
@@ -165,3 +169,43 @@ def test_picks_must_be_a_number_of_them(project, picks):
     with pytest.raises(ParamsError, match=r"compare\.ensemble"):
         compare.main(asked(picks), log=NoLog())
     assert not artifacts.LEADERBOARD.exists()
+
+
+def in_groups(group: Callable[[dict[str, str]], str]) -> None:
+    """Write the manifest again, every image in the group that ``group`` names."""
+    rows = [row | {"group": group(row)} for row in
+            artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)]  # fmt: skip
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+
+
+@pytest.mark.parametrize(
+    ("metric", "group"),
+    [
+        # Each class is one group, so one fold holds all of it, and the other folds have one class.
+        pytest.param("roc_auc", lambda row: row["split"] + row["label"], id="one class left"),
+        pytest.param("accuracy", lambda row: row["split"], id="no image left"),
+    ],
+)
+def test_where_a_fold_leaves_nothing_to_choose_by_cross_fitting_is_undefined_and_says_so(
+    project, capsys, metric, group
+):
+    in_groups(group)
+    test_compare.write_three_runs()
+    compare.main(asked(metric=metric), log=NoLog())
+    found = artifacts.read_json(leaderboard.DETAILS)["ensemble"]
+    for who in ("champion", "ensemble"):
+        assert found[who]["cross_fitted"] == dict.fromkeys(metrics.NAMES), who
+        assert found[who]["test"][metric]["value"] is not None
+    page = Path("results/leaderboard.md").read_text()
+    assert ensemble_table.UNDEFINED_ON_VALIDATION in page
+    assert "too small for that" in " ".join(capsys.readouterr().out.split())
+    assert artifacts.read_json(artifacts.RESULTS / "metrics.json")["ensemble"][f"cross_fitted_{metric}"] is None
+
+
+def test_groups_of_one_class_each_can_be_judged_by_accuracy(project):
+    in_groups(lambda row: row["split"] + row["label"])
+    test_compare.write_three_runs()
+    compare.main(asked(), log=NoLog())
+    found = artifacts.read_json(leaderboard.DETAILS)["ensemble"]
+    assert None not in found["champion"]["cross_fitted"].values()
+    assert ensemble_table.UNDEFINED_ON_VALIDATION not in Path("results/leaderboard.md").read_text()

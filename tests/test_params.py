@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from pipeline import artifacts, images, networks, params, schema
+from pipeline import artifacts, images, networks, params, params_file, schema
 from pipeline.errors import BakeoffError
 from pipeline.params import ParamsError
 from pipeline.training import heads
@@ -331,7 +331,7 @@ def test_overriding_changes_no_other_line_however_often(root, tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text(before, encoding="utf-8")
     for epochs in (7, 8, 30):
-        params.override(file, {"head.epochs": epochs, "features.layers": ["fc2"] if epochs < 30 else None})
+        params_file.override(file, {"head.epochs": epochs, "features.layers": ["fc2"] if epochs < 30 else None})
     assert file.read_text(encoding="utf-8") == before
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, params_file
 from pipeline.commands import demo
 
 ONE_CANDIDATE = {"scale": ["standard"], "class_weight": ["balanced"]}
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 def prepare(root: Path, destination: Path) -> None:
     demo.copy_project(root, destination, leave_out=demo.RESULTS)
-    params.override(destination / "params.yaml", TINY)
+    params_file.override(destination / "params.yaml", TINY)
     demo.commit(destination, "Tiny")
 
 
@@ -112,7 +112,7 @@ def test_touching_one_grid_re_runs_that_family_and_what_depends_on_it(finished):
     path = finished / "params.yaml"
     before = path.read_bytes()
     try:
-        params.override(path, {"classifiers.rbf_svm.grid.C": [2.0]})
+        params_file.override(path, {"classifiers.rbf_svm.grid.C": [2.0]})
         would_run = [
             line.split("'")[1] for line in run(finished, "dvc", "repro", "--dry").splitlines() if "Running" in line
         ]
@@ -256,7 +256,7 @@ def test_a_stage_stopped_by_bad_params_has_not_touched_the_results(finished):
     path = finished / "params.yaml"
     before, lock = path.read_bytes(), (finished / "dvc.lock").read_bytes()
     try:
-        params.override(path, {"split.validation": 0.8})
+        params_file.override(path, {"split.validation": 0.8})
         output = run(finished, "dvc", "repro", check=False)
     finally:
         path.write_bytes(before)

@@ -25,7 +25,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "npz", "seeds", "progress", "provenance", "identity"),
-    ("findings", "machine"),
+    ("findings", "machine", "params_file"),
     ("metrics", "networks", "plotting", "statistics", "watchdog"),
     (
         *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("activations", "augmentation_sheet", "calibration_table", "comparison", "ensemble_table", "explain_figures"),
     ("image_files", "leaderboard_tables", "resplits", "views"),
     ("network_inputs",),
-    ("fairness", "network_runs", "predictor", "review", "stability"),
+    ("ensemble_comparison", "fairness", "network_runs", "predictor", "review", "stability"),
     ("stages",),
     ("schema",),
     ("health",),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import params, provenance, recipes, schema
+from pipeline import params, params_file, provenance, recipes, schema
 from pipeline.commands import recipe as command
 
 RECIPES = recipes.read(provenance.ROOT / recipes.PAGE)
@@ -68,7 +68,7 @@ def test_a_recipe_changes_params_and_what_comes_out_can_be_run(name, values):
     changes = recipes.replacements(RECIPES[name], values)
     if name not in ("square-crop", "what-the-network-sees"):  # what params.yaml does by default
         assert changes
-    changed = params.replaced(values, changes)
+    changed = params_file.replaced(values, changes)
     schema.check(changed)
     assert params.declared_runs(changed)
 
@@ -78,7 +78,7 @@ def test_what_a_recipe_does_not_list_is_switched_off(name, values):
     recipe = RECIPES[name]
     flat = {f"{block}.{key}" if isinstance(content, dict) and block != "classifiers" else block
             for block, content in recipe.values.items() for key in (content if isinstance(content, dict) else [""])}  # fmt: skip
-    changed = params.replaced(values, recipes.replacements(recipe, values))
+    changed = params_file.replaced(values, recipes.replacements(recipe, values))
     listed = recipes.LISTS.keys() & flat
     for key in recipes.LISTS:
         if not listed:
@@ -88,14 +88,14 @@ def test_what_a_recipe_does_not_list_is_switched_off(name, values):
 
 
 def test_a_key_that_a_recipe_names_is_replaced_whole(values):
-    changed = params.replaced(values, recipes.replacements(RECIPES["fine-tune-last-2-layers"], values))
+    changed = params_file.replaced(values, recipes.replacements(RECIPES["fine-tune-last-2-layers"], values))
     assert changed["fine_tune"]["unfreeze"] == {"from_layer": None, "last_layers": 2, "last_blocks": None}
     assert changed["fine_tune"]["epochs"] == values["fine_tune"]["epochs"]
     assert values["fine_tune"]["unfreeze"]["last_layers"] is None
 
 
 def test_families_in_a_list_keep_their_grids(values):
-    changed = params.replaced(values, recipes.replacements(RECIPES["vgg16-fc2"], values))
+    changed = params_file.replaced(values, recipes.replacements(RECIPES["vgg16-fc2"], values))
     assert list(changed["classifiers"]) == RECIPES["vgg16-fc2"].values["classifiers"]
     assert changed["classifiers"]["rbf_svm"] == values["classifiers"]["rbf_svm"]
 
@@ -183,9 +183,9 @@ def test_recipes_do_not_add_up(project, environment, capsys):
 
 def test_what_is_said_of_the_data_stays_and_what_is_committed_counts(project, environment):
     own = {"dataset.source": "folder", "dataset.path": "photos", "selection.positive_class": "cat"}
-    params.override(Path("params.yaml"), own)
+    params_file.override(Path("params.yaml"), own)
     committed(project, environment)
-    params.override(Path("params.yaml"), {"split.test": 0.4, "compute.threads": 3, "head.epochs": 7})
+    params_file.override(Path("params.yaml"), {"split.test": 0.4, "compute.threads": 3, "head.epochs": 7})
     apply("mobilenet-dense64")
     found = params.load()
     assert (found["dataset"]["path"], found["split"]["test"], found["compute"]["threads"]) == ("photos", 0.4, 3)
@@ -277,7 +277,7 @@ TAUGHT = {
 
 @pytest.mark.parametrize("name", TAUGHT)
 def test_a_recipe_says_what_is_taught(name, values):
-    changed = params.replaced(values, recipes.replacements(RECIPES[name], values))
+    changed = params_file.replaced(values, recipes.replacements(RECIPES[name], values))
     assert {key: params.lookup(changed, key) for key in TAUGHT[name]} == TAUGHT[name]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import artifacts, params, provenance, recipes, schema
+from pipeline import artifacts, params, params_file, provenance, recipes, schema
 from pipeline.datasets import courses
 from pipeline.progress import NoLog
 from tests.test_courses import EACH, publish
@@ -31,7 +31,7 @@ IMAGES = 64
 
 def shortened(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return params.yaml with the recipe, for few images and little training; what the recipe is about stays."""
-    values = params.replaced(values, recipes.replacements(recipe, values))
+    values = params_file.replaced(values, recipes.replacements(recipe, values))
     if values["dataset"]["source"] == "elpv":
         values["dataset"]["limit"] = IMAGES
     values["augmentation"]["views"] = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts, convnets, metrics, network_runs, networks, params, seeds
+from pipeline import artifacts, convnets, metrics, network_runs, networks, params_file, seeds
 from pipeline.classifiers import family, lightgbm, logistic_regression, table
 from pipeline.commands import demo
 from pipeline.params import Params
@@ -245,7 +245,7 @@ def test_the_whole_pipeline_with_repeats_and_calibration(root, tmp_path):
                       **ONE_CANDIDATE}}  # fmt: skip
     classifiers = {"logistic_regression": TINY["classifiers"]["logistic_regression"], "lightgbm": trees}
     options = {"classifiers": classifiers, "repeats": 2, "compare.calibration": "temperature"}
-    params.override(clone / "params.yaml", TINY | options)
+    params_file.override(clone / "params.yaml", TINY | options)
     demo.commit(clone, "Tiny, twice")
     run(clone, "dvc", "repro")
     entries = json.loads((clone / "results" / "leaderboard.json").read_text())

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from test_pipeline import clone_of_finished, lock_of, run
 
-from pipeline import params
+from pipeline import params_file
 from pipeline.commands import demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -46,7 +46,7 @@ def test_an_edited_family_is_the_cause_and_quick_takes_the_trained_networks_as_c
     """Another penalty and an edited module, committed without a re-run: one sweep diverges, the comparison with it."""
     with (committed / "pipeline" / "classifiers" / "rbf_svm.py").open("a", encoding="utf-8") as module:
         module.write("\nEDITED = True\n")
-    params.override(committed / "params.yaml", {"classifiers.rbf_svm.grid.C": [0.001]})
+    params_file.override(committed / "params.yaml", {"classifiers.rbf_svm.grid.C": [0.001]})
     demo.commit(committed, "Edited")
     found = review_of(committed, "--quick")
     assert found["verdict"] == "diverged"

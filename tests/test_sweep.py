@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from pipeline import artifacts, metrics, params, watchdog
+from pipeline import artifacts, metrics, params_file, watchdog
 from pipeline.classifiers import logistic_regression, table
 from pipeline.params import Params, ParamsError
 from pipeline.progress import NoLog
@@ -448,7 +448,7 @@ def test_a_new_family_is_one_module_a_line_in_the_table_and_a_block_of_params(pr
     table_file.write_text(table_file.read_text(encoding="utf-8").rstrip().removesuffix("}") + entry, encoding="utf-8")
     grid = {"smoothing": [0, 10], "scale": [None], "class_weight": [None]}
     classifiers = {**values["classifiers"], "majority": {"search": "grid", "grid": grid}}
-    params.override(project / "params.yaml", {"classifiers": classifiers})
+    params_file.override(project / "params.yaml", {"classifiers": classifiers})
     code = (
         "from pipeline import params, schema; from pipeline.progress import NoLog; from pipeline.stages import sweep\n"
         "values = params.load(); schema.check(values)\n"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import feature_store, params, provenance
+from pipeline import feature_store, params, params_file, provenance
 from pipeline.errors import BakeoffError
 from pipeline.progress import say
 
@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fresh and destination.exists():
         shutil.rmtree(destination)
     copy_project(root, destination, leave_out=RESULTS)
-    params.override(destination / params.PARAMS_FILE, OVERRIDES)
+    params_file.override(destination / params.PARAMS_FILE, OVERRIDES)
     commit(destination, "Demo")
     say(f"The pipeline on {OVERRIDES['dataset.limit']} images in {DESTINATION}; at most 5 minutes on 2 cores")
     # What frozen networks make of an image is the same here and there.

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import params, recipes, schema
+from pipeline import params, params_file, recipes, schema
 from pipeline.progress import say
 
 # A value that takes more than this of a line is shortened: `git diff` shows it whole.
@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     if committed is None:
         say("No commit holds params.yaml: what another recipe has left there stays.")
     begun = recipes.start(recipe, values, committed or values, known.values())
-    wanted = params.replaced(begun, recipes.replacements(recipe, begun))
+    wanted = params_file.replaced(begun, recipes.replacements(recipe, begun))
     # Before anything is written: what the recipe asks for may not fit what else params.yaml says.
     schema.check(wanted)
     changes = recipes.differences(values, wanted)
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not changes:
         say("  params.yaml says so already")
     elif not arguments.dry_run:
-        params.override(params.PARAMS_FILE, changes)
+        params_file.override(params.PARAMS_FILE, changes)
         say("params.yaml is written; `git diff params.yaml` shows it, `git checkout params.yaml` takes it back.")
     say("Next: make repro")
     return 0

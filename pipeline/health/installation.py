@@ -25,7 +25,7 @@ MODULES = {
     **{name: name for name in ("numpy", "scipy", "pandas", "matplotlib", "imagehash", "joblib", "threadpoolctl")},
     **{name: name for name in ("filelock", "psutil", "h5py", "pydantic", "tqdm", "sqlalchemy", "tensorflow")},
     **{"tensorflow-cpu": "tensorflow", "xgboost-cpu": "xgboost", "scikit-learn": "sklearn", "pillow": "PIL"},
-    **{"pyyaml": "yaml", "pydantic-core": "pydantic_core", "ruamel-yaml": "ruamel.yaml"},
+    **{"pyyaml": "yaml", "pydantic-core": "pydantic_core"},
 }
 
 

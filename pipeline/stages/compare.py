@@ -17,6 +17,7 @@ from pipeline import (
     calibration_table,
     comparison,
     curves,
+    ensemble_comparison,
     ensemble_table,
     figures,
     leaderboard,
@@ -59,7 +60,7 @@ def main(params: Params, *, log: Log) -> None:
     resampled = comparison.resample(ranked, protocol)
     entries = comparison.entries(ranked, resampled, protocol)
     stable = {"pairs": stability.pairs(ranked), "ranks": stability.ranks(ranked, resampled, protocol)}
-    ensemble = comparison.ensemble(ranked, resampled, protocol)
+    ensemble = ensemble_comparison.beside_champion(ranked, resampled, protocol)
     details = comparison.details(ranked, entries, protocol) | stable | {"ensemble": ensemble}
     _write(entries, details, protocol)
     _write_calibrators(ranked, protocol)
