@@ -44,9 +44,13 @@ def override(path: Path, overrides: Mapping[str, Any]) -> None:
     """
     wanted = replaced(load(path), overrides)
     text = path.read_text(encoding="utf-8")
-    for key, value in overrides.items():
-        text = _with_value(text, key.split("."), value)
-    if yaml.safe_load(text) != wanted:
+    try:
+        for key, value in overrides.items():
+            text = _with_value(text, key.split("."), value)
+        written = yaml.safe_load(text)
+    except yaml.YAMLError:  # an alias of what was replaced
+        written = None
+    if written != wanted:
         raise ParamsError(f"{path}: {', '.join(overrides)} cannot be replaced in this text: change the file by hand")
     artifacts.write_text(path, text)
 

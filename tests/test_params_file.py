@@ -156,7 +156,7 @@ def test_what_stands_elsewhere_is_not_replaced_there(tmp_path):
     text = "base: &base\n  epochs: 3\nhead:\n  <<: *base\nother: *base\n"
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
-    for key in ("head.epochs", "other.epochs"):
+    for key, value in {"head.epochs": 5, "other.epochs": 5, "base": {"epochs": 5}}.items():
         with pytest.raises(params.ParamsError, match=f"{key} cannot be replaced in this text: change the file by hand"):
-            params_file.override(path, {key: 5})
+            params_file.override(path, {key: value})
         assert path.read_text(encoding="utf-8") == text
