@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ import pytest
 
 from pipeline import params, params_file, provenance
 from pipeline.commands import demo
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start: a shell has what it starts in the background ignore it, and so its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -436,7 +436,10 @@ def test_the_page_of_mlflow_opens_and_leaves_no_server_behind(finished, tmp_path
         assert json.load(urllib.request.urlopen(request, timeout=30))["experiment"]["lifecycle_stage"] == "active"
     finally:
         process.send_signal(ending)
-        assert process.wait(30) == 0, said.read_text()
+        try:
+            assert process.wait(30) == 0, said.read_text()
+        finally:
+            process.kill()
     with pytest.raises(OSError):
         for _ in range(50):  # it ends, but nobody waits for it
             urllib.request.urlopen(f"{address[1]}/health", timeout=5).close()

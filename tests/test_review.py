@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import signal
@@ -517,8 +516,6 @@ def test_an_interrupted_review_leaves_no_process_and_no_place(here, tmp_path):
         [sys.executable, "-P", "-m", "pipeline", "review"], cwd=here, text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(provenance.ROOT), "TMPDIR": str(tmp_path / "aside")},
-        # A shell without a terminal starts what it starts in the background deaf to Ctrl-C, and the tests may be there.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for line in process.stderr:
         if line.startswith("[2/4] split"):
