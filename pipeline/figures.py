@@ -180,8 +180,9 @@ def learning_curves(runs: Sequence[Training], *, path: Path) -> None:
         figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=3)
         said = ["thick: validation · thin: train, as augmented and weighted · star: the step that was kept"]
         if others:
-            said.append(f"without a curve, because not fitted step by step: {', '.join(others)}")
-        lines = [line for text in said for line in textwrap.wrap(text, 64 * len(panels))]
+            # A line may end between names, not within one.
+            said.append(f"without a curve, because not fitted step by step: {', '.join(map(_unbroken, others))}")
+        lines = [line for text in said for line in textwrap.wrap(text, 64 * len(panels), break_on_hyphens=False)]
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9, color="#555555")
 
 
@@ -223,6 +224,10 @@ def _line_style(place: int) -> dict[str, Any]:
 
 def _shown_name(name: str, place: int) -> str:
     return f"{name} (champion)" if place == 0 else name
+
+
+def _unbroken(name: str) -> str:
+    return name.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _draw(axes: Axes, lines: Sequence[Line], *, note: str) -> None:

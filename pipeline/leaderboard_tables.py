@@ -75,16 +75,18 @@ def markdown(
                 ]
             )
         )
+    ties = "" if metric == "log_loss" else ", among equal ones by log loss"
     drawn, test = "the images", "exact McNemar test"
     if units["test"] < sizes["test"]:
         drawn = f"whole groups, {units['test']:,} in test, because images of one group are alike"
         test = "exact test that lets a group take sides as one (McNemar's, were all groups of one image)"
     notes = (
         f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
-        f"{LABELS[metric]}; the models were trained on {sizes['train']:,} images. Test ({sizes['test']:,} images) was "
-        f"read once, afterwards, and chose nothing; the columns to the right of validation are of test. Intervals: "
-        f"{confidence:.0%}, from {samples:,} bootstrap resamples of {drawn}, for this split and these trained "
-        f"models. p: {test} against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
+        f"{LABELS[metric]}{ties}; the models were trained on {sizes['train']:,} images. "
+        f"Test ({sizes['test']:,} images) was read once, afterwards, and chose nothing; the columns to the right of "
+        f"validation are of test. Intervals: {confidence:.0%}, from {samples:,} bootstrap resamples of {drawn}, for "
+        f"this split and these trained models; of an accuracy of 0 or 1, the binomial's (Clopper and Pearson 1934). "
+        f"p: {test} against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
         f"≈ marks the methods that it does not tell from the champion (p of {1 - confidence:.2g} or more), which is no "
         f"proof that they are equally good. "
         f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies "

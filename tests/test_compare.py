@@ -274,6 +274,8 @@ def test_alike_images_of_one_group_make_intervals_wider_and_p_larger(project, ca
     assert "groups" not in said.out
     page = Path("results/leaderboard.md").read_text(encoding="utf-8")
     assert "bootstrap resamples of whole groups, 12 in test" in page and "a group take sides as one" in page
+    assert "by accuracy, among equal ones by log loss; the models" in page
+    assert "of an accuracy of 0 or 1, the binomial's" in page
 
 
 def test_methods_that_test_does_not_tell_from_the_champion_are_marked_everywhere(compared):

@@ -189,7 +189,7 @@ def test_images_that_were_seen_before_are_not_computed_again(project, capsys, mo
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, [*rows, new])
     capsys.readouterr()
     run()
-    assert "train: 5 images (4 were known), 6 features each, " in capsys.readouterr().out
+    assert "train: 5 images (4 known before), 6 features each, " in capsys.readouterr().out
     # Besides the new image only the canaries of each part: four, two and one.
     assert sum(computed) == 1 + 4 + 2 + 1
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)

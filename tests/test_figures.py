@@ -105,8 +105,15 @@ def test_learning_curves_grow_with_their_legend_and_name_the_methods_without_a_c
     figures.learning_curves([EPOCHS, TREES, SVM], path=tmp_path / "few.png")
     many = [EPOCHS._replace(name=f"network{place} · head", place=place) for place in range(24)]
     figures.learning_curves(many, path=tmp_path / "many.png")
-    assert ["lite · rbf_svm" in text for text in said] == [True, False]
-    assert "lite · head" not in said[0]
+    others = [SVM._replace(name=f"network{place} · logistic_regression") for place in range(9)]
+    figures.learning_curves([EPOCHS, *others], path=tmp_path / "others.png")
+    few, of_many, of_others = (text.replace("\N{NO-BREAK SPACE}", " ") for text in said)
+    assert "lite · rbf_svm" in few and "lite · rbf_svm" not in of_many
+    assert "lite · head" not in few
+    lines = of_others.split("\n")
+    assert len(lines) > 3 and all(line.startswith(("thick", "without", "network")) for line in lines), (
+        "names stay whole"
+    )
     with Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "many.png") as long:
         assert long.height > few.height + 150
 

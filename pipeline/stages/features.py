@@ -46,5 +46,5 @@ def _write(part: artifacts.Part, rows: activations.Activations, directory: Path)
     computed = rows.keep(views, label=f"features of {part.name}")
     artifacts.write_features(directory, part.name, rows.stream(views), shape=(len(part), rows.width))
     rate = f"{len(part) / (time.monotonic() - started):.0f} images/s"
-    kept = "" if computed in (None, len(part)) else f" ({len(part) - computed} were known)"
+    kept = "" if computed in (None, len(part)) else f" ({len(part) - computed} known before)"
     say(f"{part.name}: {len(part)} images{kept}, {rows.width} features each, {rate}")
