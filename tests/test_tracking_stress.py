@@ -775,8 +775,8 @@ def test_syncs_that_are_killed_at_random_moments_end_complete_and_without_repeti
     server: Server, wanted: tracking.Comparison, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    # The server goes on with what a killed sync has asked for, and answers later.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # The server goes on with what a killed sync has asked for, and answers later: the patience of the product.
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     (project / "machine here").mkdir()
     on_machine(project / "machine here", monkeypatch)
 
