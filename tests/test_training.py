@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import artifacts, inference, networks
 from pipeline.progress import NoLog
-from pipeline.training import cutting, fitting, heads, unfreezing
+from pipeline.training import cutting, fitting, heads, optimizers, unfreezing
 from pipeline.training.fitting import TrainingError
 from tests.small_networks import COMPUTE, HEAD, PARAMS, trunk
 
@@ -242,6 +242,16 @@ def test_without_improvement_the_rate_falls_and_training_stops_as_params_say(ker
     assert len(set(fitted.history["val_loss"])) == 1
     assert fitted.history["learning_rate"] == pytest.approx([still * rate for rate in rates])
     assert fitted.best_epoch == 0
+
+
+def test_an_epoch_that_is_a_little_better_is_an_improvement_for_the_rate_as_for_the_choice_of_the_epoch(keras, digits):
+    slow = {"optimizer": optimizers.SGDParams(name="sgd", momentum=0.0, nesterov=False), "learning_rate": 1e-5}
+    plateau, stopping = fitting.PlateauParams(factor=0.5, patience=1), fitting.StoppingParams(patience=1)
+    fitted = fit(headed(), digits, epochs=5, reduce_on_plateau=plateau, early_stopping=stopping, **slow)
+    losses = np.array(fitted.history["val_loss"])
+    assert len(losses) == 5 and (np.diff(losses) < 0).all() and losses[0] - losses[-1] < 1e-4
+    assert fitted.best_epoch == 4
+    assert fitted.history["learning_rate"] == pytest.approx([1e-5] * 5)
 
 
 def test_every_epoch_sees_every_image_once_as_a_view_of_that_epoch(keras, digits):
