@@ -155,8 +155,8 @@ def _train(
             paces=paced,
         )
         if fit.untrained:
-            say(f"the best epoch is {fit.best_epoch + 1}: of what was unfrozen, {', '.join(fit.untrained)} had not begun "
-                "to train, and is kept as it was")  # fmt: skip
+            names = ", ".join(fit.untrained)
+            say(f"the kept epoch, {fit.best_epoch + 1}, came before these blocks began to train: {names}")
         say("predicting the validation and test images")
         tail = inference.FrozenNetwork(lambda: split.tail, compute=compute.in_float32())
         predictions = artifacts.Predictions(

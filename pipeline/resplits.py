@@ -86,6 +86,7 @@ def sweep(
     selection = given.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(pool.classes, selection)
     data = {part: (pool.features[parts == part], pool.labels[parts == part]) for part in ("train", "validation")}
+    groups = [image.group for image, part in zip(pool.images, parts, strict=True) if part == "train"]
     labels = data["validation"][1]
 
     def score(probabilities: np.ndarray) -> float:
@@ -94,7 +95,7 @@ def sweep(
     tried, fits, scores = fit_all(
         given, name, data["train"], data["validation"], n_classes=len(pool.classes), score=score, seed=seed,
         candidates=candidates, label=label, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
-        threads=threads, groups=[image.group for image, part in zip(pool.images, parts, strict=True) if part == "train"],
+        threads=threads, groups=groups,
     )  # fmt: skip
     validation = np.stack([fit.validation for fit in fits])
     # Whether a metric is defined depends on the labels alone.

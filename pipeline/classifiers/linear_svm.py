@@ -2,8 +2,9 @@
 
 The loss and the penalty are those of scikit-learn's ``LinearSVC``, but the intercept is not penalized. Balanced class
 weights are weights of images, in every machine of a class against the rest: the same as ``LinearSVC.fit`` with such
-``sample_weight``. With more than two classes ``LinearSVC(class_weight="balanced")`` is something else: there only the one
-class is weighted, and all of the rest weigh 1. Newton's method along the path of ``C``, as for logistic regression.
+``sample_weight``. With more than two classes ``LinearSVC(class_weight="balanced")`` is something else: only the one
+class is weighted there, and all of the rest weigh 1. Newton's method along the path of ``C``, as for logistic
+regression.
 """
 
 from __future__ import annotations

@@ -156,9 +156,13 @@ def variance_page(found: Mapping[str, Any]) -> Page:
     if isinstance(sources, str):
         blocks.append(f"Not available: {sources}.")
     else:
-        about_sampling = ABOUT_SAMPLING.format(test=sources["test_images"], images=sources["images"])
-        blocks += [_selected(sources), about_sampling, _components(sources), Figure("variance.png", "shares of variance"),
-                   _about_components(sources)]  # fmt: skip
+        blocks += [
+            _selected(sources),
+            ABOUT_SAMPLING.format(test=sources["test_images"], images=sources["images"]),
+            _components(sources),
+            Figure("variance.png", "shares of variance"),
+            _about_components(sources),
+        ]
     about = ABOUT_POWER.format(power=detectable["power"], unpaired=size(detectable["unpaired"]["alpha"]))
     blocks += ["## What the test part can tell apart", *_smallest(detectable), about]
     blocks += [ABOUT_GROUPS] if found["grouped"] else []

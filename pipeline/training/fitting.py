@@ -123,9 +123,9 @@ def fit(
     """Train ``graph`` in place and leave it with the weights of its best epoch.
 
     ``graph`` is the part of the network ``whole`` that trains, or all of it; ``paces``: of those of its variables that
-    do not train at the learning rate from the start; early stopping begins to wait when the last of them trains. Every epoch sees every training image once, in an order drawn for
-    that epoch from ``seed``. Raises TrainingError if a frozen weight of ``whole`` changed by a bit, or if the loss is
-    no number.
+    do not train at the learning rate from the start. Early stopping begins to wait when the last of them trains. Every
+    epoch sees every training image once, in an order drawn for that epoch from ``seed``. Raises TrainingError if a
+    frozen weight of ``whole`` changed by a bit, or if the loss is no number.
     """
     import keras
 

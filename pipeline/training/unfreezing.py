@@ -53,9 +53,9 @@ class UnfreezeParams(Block):
 class GradualParams(Block):
     """Of what is unfrozen the last block trains from the start, and one more every ``epochs`` epochs.
 
-    Early stopping waits until all of them train: its patience counts from the epoch in which the first block joins. An
-    epoch without improvement before that says nothing of the blocks that have not trained yet. The best epoch is kept as
-    always, also if it came earlier: `fitting.Fit.untrained` says which blocks are then as they were.
+    Early stopping waits until all of them train: its patience counts from the epoch in which the first block joins.
+    An epoch without improvement before that says nothing of the blocks that have not trained yet. The best epoch is
+    kept as always, also if it came earlier: `fitting.Fit.untrained` names the blocks that are then as they were.
     """
 
     epochs: Positive
@@ -145,7 +145,7 @@ def check_turns(blocks: int, params: FineTuneParams) -> None:
 
 
 def _unfrozen_blocks(model: keras.Model, spec: NetworkSpec) -> list[tuple[str, Sequence[keras.Layer]]]:
-    """Return name and layers that train, block by block from the last; what comes before the first block is one, too."""
+    """Return name and layers of the blocks that train, from the last; what comes before the first block is one, too."""
     layers = _trunk(model).layers
     names = [layer.name for layer in layers]
     starts = {0: FIRST_LAYERS} | {names.index(block.first_layer): block.name for block in spec.blocks}
