@@ -1,7 +1,8 @@
 """Predictions to the points of ROC and precision-recall curves, for the figures.
 
-With two classes the curve is that of the positive class. With more it is the mean of the one-vs-rest curves, read at
-equally spaced rates, over the classes present in the labels.
+With two classes the curve is that of the positive class. With more it is the mean of the one-vs-rest curves over the
+classes present in the labels. Between two points a ROC curve is a straight line, and a precision-recall curve a step:
+so their areas are ROC-AUC and average precision, which interpolates nothing.
 """
 
 from __future__ import annotations
@@ -39,14 +40,21 @@ def roc(probabilities: np.ndarray, labels: np.ndarray, *, positive: int | None) 
 
 
 def precision_recall(probabilities: np.ndarray, labels: np.ndarray, *, positive: int | None) -> Curve:
-    """Return recalls, ascending, and the precision at each; no points if no label is positive."""
+    """Return recalls, ascending, and the precision at each; no points if no label is positive.
+
+    A precision holds from the recall before it, without that, up to its own. Of several classes, the recalls are those
+    of all of them.
+    """
     from sklearn.metrics import precision_recall_curve
 
     curves = []
     for column in _scored_classes(probabilities, labels, positive):
         precision, recall, _ = precision_recall_curve(labels == column, probabilities[:, column])
         curves.append(Curve(recall[::-1], precision[::-1]))
-    return _mean(curves)
+    if len(curves) < 2:
+        return _mean(curves)
+    recalls = np.unique(np.concatenate([curve.x for curve in curves]))
+    return Curve(recalls, np.mean([curve.y[np.searchsorted(curve.x, recalls)] for curve in curves], axis=0))
 
 
 def _scored_classes(probabilities: np.ndarray, labels: np.ndarray, positive: int | None) -> list[int]:
@@ -55,6 +63,7 @@ def _scored_classes(probabilities: np.ndarray, labels: np.ndarray, positive: int
 
 
 def _mean(curves: list[Curve]) -> Curve:
+    """Return the mean of curves of straight lines, read at equally spaced rates."""
     if not curves:
         return Curve(np.empty(0), np.empty(0))
     if len(curves) == 1:

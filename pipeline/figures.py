@@ -108,11 +108,11 @@ def roc(lines: Sequence[Line], *, title: str, path: Path) -> None:
 
 
 def precision_recall(lines: Sequence[Line], *, prevalence: float, title: str, path: Path) -> None:
-    """Draw precision over recall; ``prevalence`` is the precision of guessing."""
+    """Draw precision over recall in steps, see `curves`; ``prevalence`` is the precision of guessing."""
     with figure_file(path, width=8.6, height=5.2) as figure:
         axes = figure.subplots()
         axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=f"{prevalence:.3f}  chance")
-        _draw(axes, lines, note="average precision")
+        _draw(axes, lines, note="average precision", drawstyle="steps-pre")
         axes.set(xlabel="recall", ylabel="precision", title=legible(title), **_unit_square())
 
 
@@ -230,10 +230,10 @@ def _unbroken(name: str) -> str:
     return name.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _draw(axes: Axes, lines: Sequence[Line], *, note: str) -> None:
+def _draw(axes: Axes, lines: Sequence[Line], *, note: str, drawstyle: str = "default") -> None:
     for line in lines:
         label = "  ".join(filter(None, [line.note, _shown_name(line.name, line.place)]))
-        axes.plot(line.x, line.y, label=label, **_line_style(line.place))
+        axes.plot(line.x, line.y, label=label, drawstyle=drawstyle, **_line_style(line.place))
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, title=note, alignment="left")
 
 

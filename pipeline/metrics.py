@@ -77,7 +77,7 @@ class Evaluation:
         if count == 2 and positive not in (0, 1):
             raise ValueError(f"with two classes, positive must be 0 or 1, received {positive!r}")
         self.probabilities = probabilities.astype(np.float64)
-        self.labels = labels
+        self.labels = labels.astype(np.int64)  # arithmetic on a narrow or unsigned type would wrap around
         self.calibration_bins = calibration_bins
         self.scored_classes = [positive] if count == 2 else list(range(count))
 

@@ -154,6 +154,9 @@ def _train(
             log=log,
             paces=paced,
         )
+        if fit.untrained:
+            names = ", ".join(fit.untrained)
+            say(f"the kept epoch, {fit.best_epoch + 1}, came before these blocks began to train: {names}")
         say("predicting the validation and test images")
         tail = inference.FrozenNetwork(lambda: split.tail, compute=compute.in_float32())
         predictions = artifacts.Predictions(
@@ -249,7 +252,11 @@ def _candidate(stage: str, block: fitting.FitParams, fit: fitting.Fit) -> artifa
         name=stage,
         parameters=block.model_dump(),
         converged=not fit.still_improving,
-        notes={"best_epoch": fit.best_epoch + 1, "epochs": len(fit.history["loss"])},
+        notes={
+            "best_epoch": fit.best_epoch + 1,
+            "epochs": len(fit.history["loss"]),
+            **({"untrained_blocks": ", ".join(fit.untrained)} if fit.untrained else {}),
+        },
         history=fit.history,
     )
 

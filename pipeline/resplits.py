@@ -1,7 +1,8 @@
 """All images with the features of one network, divided anew, and sweeps on such a split: for studies of the protocol.
 
 A sweep here is the pipeline's: every candidate is fitted on train, validation selects. The catalog has the labels of
-every image; those of the new test part reach `hits`, which scores a candidate that is chosen already.
+every image; those of the new test part reach `hits`, which scores a candidate that is chosen already. Groups are those
+of the catalog, whatever the split: where a family divides its training images, it keeps them whole as in the pipeline.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ class Sweep:
     """The candidates of one family on one split, their fits, and which of them is ``selected``.
 
     ``validation``: probabilities float32 (candidates, n, classes); ``scores``: the metric on them, (candidates,).
+    ``selected`` is None where validation leaves the metric undefined, and so the choice.
     """
 
     candidates: tuple[search.Candidate, ...]
     fits: tuple[family.Fit, ...]
     validation: np.ndarray
     scores: np.ndarray
-    selected: int
+    selected: int | None
 
 
 def read_pool(directory: Path) -> Pool:
@@ -84,6 +86,7 @@ def sweep(
     selection = given.block("selection", metrics.SelectionParams)
     positive = metrics.positive_index(pool.classes, selection)
     data = {part: (pool.features[parts == part], pool.labels[parts == part]) for part in ("train", "validation")}
+    groups = [image.group for image, part in zip(pool.images, parts, strict=True) if part == "train"]
     labels = data["validation"][1]
 
     def score(probabilities: np.ndarray) -> float:
@@ -92,10 +95,12 @@ def sweep(
     tried, fits, scores = fit_all(
         given, name, data["train"], data["validation"], n_classes=len(pool.classes), score=score, seed=seed,
         candidates=candidates, label=label, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
-        threads=threads,
+        threads=threads, groups=groups,
     )  # fmt: skip
     validation = np.stack([fit.validation for fit in fits])
-    best = metrics.select(validation, labels, metric=selection.metric, positive=positive)
+    # Whether a metric is defined depends on the labels alone.
+    defined = not np.isnan(scores).any()
+    best = metrics.select(validation, labels, metric=selection.metric, positive=positive) if defined else None
     return Sweep(tuple(tried), tuple(fits), validation, np.array(scores), best)
 
 
@@ -118,17 +123,22 @@ def fit_all(
     candidates: Sequence[search.Candidate] | None = None,
     label: str | None = None,
     threads: int | None = None,
+    groups: Sequence[str] = (),
 ) -> tuple[list[search.Candidate], list[family.Fit], list[float]]:
-    """Return the candidates that were tried, their fits, and their scores on validation."""
+    """Return the candidates that were tried, their fits, and their scores on validation.
+
+    ``groups``: of the training images, see `family.Task`.
+    """
     module = family.find(name)
     block = given.block(f"classifiers.{name}", module.Params)
     fit_seed = seeds.child_seed(seed, "classifiers", name)
     threads = threads or given.block("compute", inference.ComputeParams).threads
-    task = family.Task(train, validation, n_classes=n_classes, seed=fit_seed, threads=threads)
+    task = family.Task(train, validation, n_classes=n_classes, seed=fit_seed, threads=threads, groups=groups)
+    fitter = module.Fitter(task, block)
     proposed = proposals.Proposals(block, seed=fit_seed, lower_is_better=lower_is_better)
     scores: list[float] = []
     points = proposed.points(scores) if candidates is None else (candidate.parameters for candidate in candidates)
-    one_by_one = family.fit_all(module.Fitter(task, block), points)
+    one_by_one = family.fit_all(fitter, points)
     if label is not None:
         total = len(proposed) if candidates is None else len(candidates)
         one_by_one = progress(one_by_one, total=total, label=label, unit="candidates")
@@ -137,7 +147,7 @@ def fit_all(
         scores.append(score(fit.validation))
         fits.append(fit)
     tried = candidates if candidates is not None else [proposed.after(scores[:index]) for index in range(len(fits))]
-    return list(tried), fits, scores
+    return [fitter.named(candidate) for candidate in tried], fits, scores
 
 
 def fixed_candidates(given: params.Params, name: str) -> list[search.Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def fit(
     n_classes: int,
     threads: int = 2,
     block: dict[str, Any] | None = None,
+    groups: Sequence[str] = (),
     **changes: Any,
 ) -> family.Fit:
     module = family.find(name)
@@ -77,7 +79,7 @@ def fit(
     parameters = {**parameters, **changes}
     grid = {key: [value] for key, value in parameters.items()}
     checked = params.parse({"search": "grid", "grid": grid, **extra, **(block or {})}, module.Params, where=name)
-    task = family.Task(train, validation, n_classes=n_classes, seed=SEED, threads=threads)
+    task = family.Task(train, validation, n_classes=n_classes, seed=SEED, threads=threads, groups=groups)
     return module.Fitter(task, checked).fit(parameters)
 
 

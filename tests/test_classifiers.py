@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from pipeline import params
+from pipeline import metrics, params
 from pipeline.classifiers import family, k_nearest_neighbors, logistic_regression, newton, rbf_svm, sigmoid, trees
 from tests.families import BOOSTERS, BOOSTING, CASES, SEED, data, fit, saved, sweep
 
@@ -216,6 +216,64 @@ def test_svms_calibrate_on_as_many_folds_as_their_rarest_class_allows(name, imag
     assert fit(name, (features[rows], labels[rows]), validation, n_classes=3).notes["folds"] == folds
 
 
+def alike(seed: int, *, groups: int, images: int) -> tuple[family.Examples, list[str]]:
+    """Return examples of two classes that come in groups of images which hardly differ, and the groups."""
+    generator = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), images)
+    centers = generator.standard_normal((groups, 30)) + 0.3 * (np.arange(groups) % 2)[:, None]
+    features = centers[group] + 0.3 * generator.standard_normal((len(group), 30))
+    return (features.astype(np.float32), group % 2), [f"g{each}" for each in group]
+
+
+@pytest.mark.parametrize(("name", "C"), [("linear_svm", 0.01), ("rbf_svm", 3.0)])
+def test_probabilities_of_new_groups_are_calibrated_where_training_images_come_in_groups(name, C):
+    def calibration_error(seed: int, *, told: bool) -> float:
+        train, groups = alike(seed, groups=60, images=10)
+        (features, labels), _ = alike(seed + 100, groups=400, images=3)
+        found = fit(name, train, (features, labels), n_classes=2, groups=groups if told else (), C=C).validation
+        return metrics.score("expected_calibration_error", found, labels, positive=1)
+
+    assert np.mean([calibration_error(seed, told=True) for seed in range(3)]) < 0.06
+    # What a machine knows of a group's other images makes it too sure, if it is not told.
+    assert np.mean([calibration_error(seed, told=False) for seed in range(3)]) > 0.15
+
+
+def test_folds_of_a_machine_hold_groups_out_whole_and_leave_every_class():
+    labels = np.repeat([0, 1, 0, 2, 1, 0, 1, 2], 5)
+    groups = [f"g{index // 5}" if index < 35 else "" for index in range(40)]
+    found = sigmoid.folds(labels, seed=0, groups=groups)
+    assert sorted(np.concatenate(found)) == list(range(40))
+    for held in found:
+        assert set(np.delete(labels, held)) == {0, 1, 2}
+        inside, outside = ({groups[image] for image in rows} for rows in (held, set(range(40)) - set(held.tolist())))
+        assert inside & outside <= {""}
+
+
+def test_folds_are_as_without_groups_where_no_two_images_share_one():
+    labels = np.arange(60) % 3
+    plain = sigmoid.folds(labels, seed=5)
+    for groups in ([""] * 60, [f"g{index}" for index in range(60)]):
+        for expected, received in zip(plain, sigmoid.folds(labels, seed=5, groups=groups), strict=True):
+            np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.parametrize(("groups_of_rare", "folds"), [(1, 5), (2, 2), (4, 4), (9, 5)])
+def test_a_rare_class_has_as_many_folds_as_groups_and_its_only_group_is_divided(groups_of_rare, folds):
+    labels = np.repeat([0, 1], [100, 18])
+    groups = [f"a{index // 5}" for index in range(100)] + [f"b{index % groups_of_rare}" for index in range(18)]
+    found = sigmoid.folds(labels, seed=0, groups=groups)
+    assert len(found) == folds
+    assert all(set(np.delete(labels, held)) == {0, 1} for held in found)
+    divided = [name for name in set(groups) if sum(name in {groups[image] for image in held} for held in found) > 1]
+    assert divided == (["b0"] if groups_of_rare == 1 else [])
+
+
+def test_one_group_of_everything_is_divided_and_a_class_of_one_image_still_cannot_be_held_out():
+    labels = np.repeat([0, 1], 10)
+    assert len(sigmoid.folds(labels, seed=0, groups=["all"] * 20)) == 5
+    assert sigmoid.folds(np.append(labels, 2), seed=0, groups=["a"] * 10 + ["b"] * 11) == []
+
+
 @pytest.mark.parametrize("name", BOOSTERS)
 @datasets
 def test_boosting_keeps_the_trees_up_to_the_lowest_validation_loss(name, dataset):
@@ -283,6 +341,19 @@ def test_linear_svms_along_a_path_agree_with_plain_scikit_learn(dataset, class_w
         np.testing.assert_allclose(shared.validation, expected, atol=1e-4)
         np.testing.assert_array_equal(shared.validation.argmax(axis=1), expected.argmax(axis=1))
         assert shared.converged
+
+
+@pytest.mark.parametrize(("dataset", "same"), [("breast_cancer", True), ("wine", False)])
+def test_balanced_weights_of_a_linear_svm_are_those_of_images_which_linear_svc_knows_of_two_classes_only(dataset, same):
+    train, validation, _ = data(dataset)
+    k = len(np.unique(train[1]))
+    model = fit("linear_svm", train, validation, n_classes=k, class_weight="balanced", C=0.01).model
+    features = StandardScaler().fit_transform(train[0].astype(np.float64))
+    settings = {"C": 0.01, "dual": False, "tol": 1e-10, "intercept_scaling": 1e3, "max_iter": 100_000}
+    by_image = LinearSVC(**settings).fit(features, train[1], family.sample_weights(train[1], "balanced"))
+    by_class = LinearSVC(**settings, class_weight="balanced").fit(features, train[1])
+    np.testing.assert_allclose(model.weights, by_image.coef_, atol=1e-5)
+    assert np.allclose(model.weights, by_class.coef_, atol=1e-3) == same
 
 
 def test_a_linear_svm_costs_one_weight_a_feature_and_class():

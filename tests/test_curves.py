@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import curves, metrics
+from pipeline import curves, figures, metrics
 
 
 def drawn(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,12 +30,23 @@ def test_area_under_the_mean_roc_curve_is_close_to_the_mean_area():
     assert np.trapezoid(y, x) == pytest.approx(expected, abs=0.005)
 
 
-def test_steps_under_a_precision_recall_curve_add_up_to_average_precision():
-    probabilities, labels = drawn(2)
-    recall, precision = curves.precision_recall(probabilities, labels, positive=1)
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("n_classes", "positive"), [(2, 1), (4, None)])
+def test_the_area_under_a_drawn_precision_recall_curve_is_average_precision(
+    n_classes, positive, ties, tmp_path, monkeypatch
+):
+    probabilities, labels = drawn(n_classes)
+    if ties:
+        probabilities = (np.round(probabilities * 8) + 1) / (np.round(probabilities * 8) + 1).sum(axis=1, keepdims=True)
+    recall, precision = curves.precision_recall(probabilities, labels, positive=positive)
     assert (np.diff(recall) >= 0).all()
-    area = float((np.diff(recall) * precision[1:]).sum())
-    assert area == pytest.approx(metrics.score("average_precision", probabilities, labels, positive=1))
+    lines = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: lines.extend(figure.axes[0].lines))
+    one = figures.Line("lite", 0, recall, precision)
+    figures.precision_recall([one], prevalence=0.5, title="", path=tmp_path / "figure.png")
+    x, y = lines[-1].get_path().vertices.T  # as drawn, with the corners of steps
+    area = np.trapezoid(y, x)
+    assert area == pytest.approx(metrics.score("average_precision", probabilities, labels, positive=positive))
 
 
 def test_labels_of_one_class_have_no_roc_curve():

@@ -182,7 +182,8 @@ def test_groups_are_drawn_as_a_whole_and_where_not_that_is_said(written):
         selected = family["selected"]
         # Six images of one group stand and fall together here.
         alone = (selected["accuracy"] * (1 - selected["accuracy"]) / 60) ** 0.5
-        assert selected["sampling_sd"] > 1.5 * alone
+        assert selected["sampling_sd"] > 1.5 * alone * (1 - 60 / 240) ** 0.5
+    assert "drawing another 60 of the 240 images" in pages["variance"]
 
 
 def test_standard_deviations_have_intervals(written):
@@ -191,6 +192,23 @@ def test_standard_deviations_have_intervals(written):
     assert split["low"] < split["sd"] < split["high"]
     page = written[0]["variance.md"].decode()
     assert "sd, split [95% interval]" in page and "of which 3 and 1 degrees of freedom remain" in page
+
+
+def test_images_that_some_seed_cannot_divide_leave_the_rest_of_the_page(written, project, monkeypatch):
+    def assign(*_: Any, seed: int, **__: Any) -> list[str]:
+        raise splits.SplitError("The class 'defective' has 6 images in 1 groups")
+
+    monkeypatch.setattr(splits, "assign", assign)
+    with contextlib.chdir(project):
+        try:
+            status, printed = call("variance")
+            page = (fairness.DIRECTORY / "variance.md").read_text(encoding="utf-8")
+        finally:
+            for name, content in written[0].items():
+                (fairness.DIRECTORY / name).write_bytes(content)
+    assert status == 0, printed
+    assert "Not available: The class 'defective' has 6 images in 1 groups." in page
+    assert "## What the test part can tell apart" in page
 
 
 def test_looks_without_a_commit_know_the_claim_alone(written):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_all_kinds_have_parts_of_equal_sizes_and_give_up_few_images(seed):
     assert len({tuple(found) for found in sizes.values()}) == 1
     assert all((parts == "").sum() <= 14 for parts in divided.values())
     assert sizes[leakage.RANDOM][2] >= 50
+
+
+def test_no_part_gives_up_its_last_image_of_a_class():
+    """Groups are large, so many images are given up; three are of a class that has one in each part."""
+    rare = {4: "rare", 100: "rare", 200: "rare"}
+    pool = [
+        dataclasses.replace(image, label=rare.get(index, image.label), group="" if index in rare else image.group)
+        for index, image in enumerate(images(group=30, near=2))
+    ]
+    for seed in range(10):
+        divided = leakage.divide(leakage.variants(pool, [image.group for image in pool]), params=PARAMS, seed=seed)
+        for parts in divided.values():
+            assert len({(part, image.label) for image, part in zip(pool, parts, strict=True) if part}) == 9
 
 
 def test_equal_sizes_cost_nothing_where_the_kinds_agree():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
 from pipeline import metrics
-from pipeline.fairness import optimism
+from pipeline.fairness import optimism, optimism_study, record_pages
+from pipeline.fairness.runs import Run
+from pipeline.statistics import CompareParams
 
 
 def candidate(labels: np.ndarray, right: np.ndarray, confidence: np.ndarray | float = 0.8) -> metrics.Evaluation:
@@ -125,3 +129,40 @@ def test_memory_bound_does_not_change_the_correction(monkeypatch):
     whole = optimism.corrected(evaluations, generator=np.random.default_rng(0), **options)
     monkeypatch.setattr(optimism.statistics, "ELEMENTS_AT_ONCE", 50 * 7)
     assert optimism.corrected(evaluations, generator=np.random.default_rng(0), **options) == pytest.approx(whole)
+
+
+def run(method: str, *, candidates: int, search: str = "grid", notes: dict[str, int] | None = None) -> Run:
+    score = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}}
+    record = SimpleNamespace(
+        name=f"lite0-{method}", network="lite0", method=method, parameters={f"classifiers.{method}": {"search": search}},
+        candidates=[SimpleNamespace(notes=notes or {})] * candidates,
+    )  # fmt: skip
+    entry = {"repeats": None, "validation": score, "test": score}
+    return Run(entry, record, tuple(several(40, [0.7] * candidates, seed=0)))
+
+
+def section_of(*runs: Run) -> dict:
+    compare = CompareParams(
+        confidence=0.95, bootstrap_samples=100, calibration_bins=15, calibration=None, ensemble=None
+    )
+    return optimism_study.section(runs, metric="accuracy", compare=compare, seed=0, groups=[""] * 40)
+
+
+def test_what_was_chosen_by_the_scores_of_the_same_images_is_marked_in_numbers_and_page():
+    found = section_of(
+        run("grid", candidates=3),
+        run("tpe", candidates=12, search="tpe"),
+        run("few", candidates=10, search="tpe"),  # so many are drawn before anything is learned
+        run("boosting", candidates=2, notes={"best_iteration": 7}),
+    )
+    assert [row["learns_from_scores"] for row in found["runs"]] == [False, True, False, False]
+    assert [row["stops_on_validation"] for row in found["runs"]] == [False, False, False, True]
+    # The champion is chosen among the candidates of all.
+    assert found["champion"]["learns_from_scores"] and found["champion"]["stops_on_validation"]
+    assert found["champion"]["candidates"] == 27
+    page = record_pages.optimism_page(found)
+    marks = [row[2].removeprefix("0.700") for row in page.blocks[0].rows]
+    assert marks == ["", " ‡", "", " †", " † ‡"]
+    assert "too good: what early stopping and search: tpe chose on validation stays in" in page.finding
+    assert "‡: `search: tpe`" in page.markdown()
+    assert "too good:" not in record_pages.optimism_page(section_of(run("grid", candidates=3))).finding

@@ -137,9 +137,22 @@ def test_what_is_estimated_as_nothing_has_no_interval():
 def test_sampling_alone_at_87_percent_of_656_images_is_1_3_points():
     hits = np.arange(656) < 571
     share = 571 / 656
-    found = variance.sampling_variance(hits, [""] * 656)
+    found = variance.sampling_variance(hits, [""] * 656, population=10**12)
     assert found == pytest.approx(share * (1 - share) / 656)
     assert 100 * math.sqrt(found) == pytest.approx(1.311, abs=0.001)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_sampling_a_quarter_of_all_images_or_groups_is_that_of_redrawn_test_parts(size):
+    generator = np.random.default_rng(0)
+    hits = np.repeat(generator.random(400) < 0.87, size)
+    groups = np.repeat([f"g{index}" for index in range(400)], size)
+    redrawn, found = [], []
+    for _ in range(4000):
+        rows = np.isin(groups, [f"g{index}" for index in generator.choice(400, 100, replace=False)])
+        redrawn.append(hits[rows].mean())
+        found.append(variance.sampling_variance(hits[rows], groups[rows].tolist(), population=400))
+    assert math.sqrt(np.mean(found)) == pytest.approx(np.std(redrawn), rel=0.05)
 
 
 def test_images_of_one_group_are_one_draw():
@@ -147,11 +160,12 @@ def test_images_of_one_group_are_one_draw():
     alike = np.repeat(generator.random(40) < 0.8, 10)
     groups = [f"g{index // 10}" for index in range(400)]
     share = alike.mean()
-    assert variance.sampling_variance(alike, groups) == pytest.approx(share * (1 - share) / 40)
+    assert variance.sampling_variance(alike, groups, population=10**12) == pytest.approx(share * (1 - share) / 40)
     # Groups of different sizes, against drawing them.
     hits, sizes = generator.random(300) < 0.7, generator.multinomial(300, np.full(30, 1 / 30))
     names = np.repeat([f"g{index}" for index in range(30)], sizes)
     rows = {name: np.flatnonzero(names == name) for name in np.unique(names)}
     drawn = [hits[np.concatenate([rows[name] for name in generator.choice(list(rows), len(rows))])].mean()
              for _ in range(3000)]  # fmt: skip
-    assert math.sqrt(variance.sampling_variance(hits, list(names))) == pytest.approx(np.std(drawn), rel=0.1)
+    found = variance.sampling_variance(hits, list(names), population=10**12)
+    assert math.sqrt(found) == pytest.approx(np.std(drawn), rel=0.1)

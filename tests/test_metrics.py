@@ -191,6 +191,18 @@ def test_macro_f1_is_the_mean_of_the_per_class_f1():
     assert found["balanced_accuracy"] == pytest.approx(np.mean([row["recall"] for row in rows.values()]))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_labels_of_any_integer_type_give_the_same_numbers(dtype):
+    labels = np.arange(60) % 30
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(30), 60)
+    expected = metrics.Evaluation(probabilities, labels, positive=None)
+    received = metrics.Evaluation(probabilities, labels.astype(dtype), positive=None)
+    np.testing.assert_array_equal(metrics.confusion(received), metrics.confusion(expected))
+    assert {name: float(value[0]) for name, value in received.measure().items()} == {
+        name: float(value[0]) for name, value in expected.measure().items()
+    }
+
+
 def test_confusion_has_labels_in_rows():
     evaluation = metrics.Evaluation(
         np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], dtype=np.float32), np.array([0, 1, 1]), positive=1

@@ -12,7 +12,7 @@ import pytest
 import sklearn.datasets
 
 from pipeline import artifacts, metrics, params_file, watchdog
-from pipeline.classifiers import logistic_regression, table
+from pipeline.classifiers import logistic_regression, sigmoid, table
 from pipeline.params import Params, ParamsError
 from pipeline.progress import NoLog
 from pipeline.stages import sweep
@@ -164,6 +164,25 @@ def test_every_candidate_is_logged_with_its_validation_score(project):
     labels = artifacts.read_part("validation").labels
     scores = [metrics.score("accuracy", each, labels, positive=1) for each in predictions.validation]
     assert log.taken == [(index, {"validation_accuracy": score}) for index, score in enumerate(scores)]
+
+
+def test_the_groups_of_the_manifest_reach_whoever_divides_training_images(project, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sigmoid, "folds", lambda labels, *, seed, groups: seen.append(tuple(groups)) or [])
+    run("linear_svm")
+    assert set(seen) == {artifacts.read_part("train").groups}
+
+
+def test_candidates_of_an_approximation_say_so_and_the_others_do_not(project, monkeypatch):
+    def names() -> list[str]:
+        run("rbf_svm")
+        record = artifacts.read_record(project / "results/runs/tiny-rbf_svm/record.json")
+        return [candidate.name for candidate in record.candidates]
+
+    plain = names()
+    monkeypatch.setitem(BLOCKS["rbf_svm"], "exact_up_to", 100)
+    assert plain == ["C=1, gamma=scale, scale=standard, class_weight=none"]
+    assert names() == [f"{plain[0]}, Nystroem of 50 images"]
 
 
 @pytest.mark.parametrize("classifier", sorted(table.FAMILIES))

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import artifacts, inference, networks
 from pipeline.progress import NoLog
-from pipeline.training import cutting, fitting, heads, unfreezing
+from pipeline.training import cutting, fitting, heads, optimizers, unfreezing
 from pipeline.training.fitting import TrainingError
 from tests.small_networks import COMPUTE, HEAD, PARAMS, trunk
 
@@ -242,6 +242,30 @@ def test_without_improvement_the_rate_falls_and_training_stops_as_params_say(ker
     assert len(set(fitted.history["val_loss"])) == 1
     assert fitted.history["learning_rate"] == pytest.approx([still * rate for rate in rates])
     assert fitted.best_epoch == 0
+
+
+def test_an_epoch_that_is_a_little_better_is_an_improvement_for_the_rate_as_for_the_choice_of_the_epoch(keras, digits):
+    keras.utils.set_random_seed(1)
+    # Without dropout, with the same images in one step, training and validation: the loss falls surely and slowly.
+    model = heads.add_head(trunk(), n_classes=2, params=HEAD.model_copy(update={"dropout": 0.0}))
+    same = fitting.Examples(
+        digits.train_labels,
+        lambda rows, epoch: digits.train(rows, 0),
+        digits.train_labels,
+        lambda rows: digits.train(rows, 0),
+    )
+    changes = {
+        "optimizer": optimizers.SGDParams(name="sgd", momentum=0.0, nesterov=False),
+        "learning_rate": 0.005,
+        "batch_size": 40,
+        "reduce_on_plateau": fitting.PlateauParams(factor=0.5, patience=1),
+        "early_stopping": fitting.StoppingParams(patience=1),
+    }
+    fitted = fit(model, same, epochs=5, **changes)
+    falls = -np.diff(fitted.history["val_loss"])
+    assert len(falls) == 4 and (falls > 0).all() and falls.max() < 1e-4
+    assert fitted.best_epoch == 4
+    assert fitted.history["learning_rate"] == pytest.approx([0.005] * 5)
 
 
 def test_every_epoch_sees_every_image_once_as_a_view_of_that_epoch(keras, digits):

@@ -86,7 +86,7 @@ def test_every_block_has_its_share_of_the_rate_of_the_one_after_it(keras):
     unfreezing.unfreeze(model, first_layer="block1_bn")
     gradual = {"epochs": 2}
     found = unfreezing.paces(model, SPEC, fine_tune_params(layer_decay=0.5, gradual=gradual, epochs=3))
-    assert [(pace.rate, pace.first_epoch) for pace in found] == [(0.5, 0), (0.25, 2)]
+    assert [(pace.name, pace.rate, pace.first_epoch) for pace in found] == [("block2", 0.5, 0), ("block1", 0.25, 2)]
     assert [[variable.name for variable in pace.variables] for pace in found] == [
         ["kernel", "bias", "gamma", "beta"], ["gamma", "beta"],
     ]  # fmt: skip
@@ -98,7 +98,9 @@ def test_what_comes_before_the_first_block_is_a_block_of_its_own(keras):
     unfreezing.unfreeze(model, first_layer="preprocess")
     spec = SPEC.model_copy(update={"blocks": SPEC.blocks[1:]})
     found = unfreezing.paces(model, spec, fine_tune_params(layer_decay=0.5))
-    assert [(len(pace.variables), pace.rate) for pace in found] == [(4, 0.5), (4, 0.25)]
+    assert [(pace.name, len(pace.variables), pace.rate) for pace in found] == [
+        ("block2", 4, 0.5), ("first layers", 4, 0.25),
+    ]  # fmt: skip
 
 
 def test_epochs_that_end_before_the_turn_of_a_block_are_refused(keras):
@@ -157,6 +159,25 @@ def test_a_block_whose_turn_has_not_come_does_not_change_by_a_bit(keras, digits,
     assert (after[2]["block1_conv/kernel"] != begin["block1_conv/kernel"]).any()
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+@pytest.mark.parametrize(("gradual", "epochs"), [(None, 0), ({"epochs": 3}, 3)])
+def test_early_stopping_waits_until_every_block_trains(keras, digits, patience, gradual, epochs):
+    still = {"learning_rate": 1e-12, "reduce_on_plateau": None, "epochs": 8}  # too low to change an answer
+    block = fine_tune_params(**still, early_stopping={"patience": patience}, gradual=gradual)
+    fitted = fine_tune(fresh(keras), digits, block)
+    assert len(set(fitted.history["val_loss"])) == 1
+    # The patience counts from the first epoch in which all train; without gradual the very first epoch improves.
+    assert len(fitted.history["loss"]) == (epochs + patience if gradual else 1 + patience)
+    assert fitted.best_epoch == 0
+    assert fitted.untrained == (("block1",) if gradual else ())
+
+
+def test_blocks_that_began_before_the_best_epoch_are_not_said_to_be_untrained(keras, digits):
+    fitted = fine_tune(fresh(keras), digits, fine_tune_params(optimizer=SGD, gradual={"epochs": 1}, epochs=3))
+    assert fitted.best_epoch >= 1  # the rate is low, so every epoch improves
+    assert fitted.untrained == ()
+
+
 # --- the optimizers ------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +211,7 @@ def test_an_optimizer_is_the_one_of_keras_with_the_settings_that_were_given(kera
 def test_a_rate_is_that_of_another_learning_rate_whatever_the_optimizer(keras, given):
     """Scaled gradients would not do: Adam and RMSprop would take the same steps."""
     whole, half = two_variables(keras)
-    pace = Pace([half], rate=0.5, first_epoch=0)
+    pace = Pace("half", [half], rate=0.5, first_epoch=0)
     stepped(keras, built(given, learning_rate=0.125, paces=[pace]), [whole, half], range(6))
     for place, (received, learning_rate) in enumerate(((whole, 0.125), (half, 0.0625))):
         expected = two_variables(keras)
@@ -202,7 +223,7 @@ def test_a_rate_is_that_of_another_learning_rate_whatever_the_optimizer(keras, g
 @every_optimizer
 def test_a_variable_that_waits_is_untouched_and_begins_like_a_first_step(keras, given):
     now, later = two_variables(keras)
-    optimizer = built(given, learning_rate=0.1, paces=[Pace([later], rate=1.0, first_epoch=2)], steps=2)
+    optimizer = built(given, learning_rate=0.1, paces=[Pace("later", [later], rate=1.0, first_epoch=2)], steps=2)
     stepped(keras, optimizer, [now, later], range(4))
     assert later.numpy().tobytes() == two_variables(keras)[0].numpy().tobytes()
     kept = [variable for variable in optimizer.variables if variable.path.split("/")[-1].startswith("b_")]

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from pipeline import npz
 from pipeline.errors import BakeoffError
 from pipeline.params import Block, ParamsError
+
+if TYPE_CHECKING:
+    from pipeline.classifiers import search
 
 Examples = tuple[np.ndarray, np.ndarray]  # features float32 (n, width), labels int (n,)
 Item = TypeVar("Item")
@@ -153,13 +156,23 @@ class Task:
     """What all candidates of one sweep are fitted to, prepared once, and the threads they may use.
 
     ``seed``: of everything that a family draws. ``threads``: at most so many at once; with `map`, results do not
-    depend on it. Raises ClassifierError for features that are not finite or above `LARGEST_FEATURE` in size.
+    depend on it. ``groups``: of the training images, "" of one that belongs to none; whoever divides them keeps a group
+    whole. Raises ClassifierError for features that are not finite or above `LARGEST_FEATURE` in size.
     """
 
-    def __init__(self, train: Examples, validation: Examples, *, n_classes: int, seed: int, threads: int):
+    def __init__(
+        self,
+        train: Examples,
+        validation: Examples,
+        *,
+        n_classes: int,
+        seed: int,
+        threads: int,
+        groups: Sequence[str] = (),
+    ):
         _require_usable("training", train[0])
         _require_usable("validation", validation[0])
-        self.train, self.validation = train, validation
+        self.train, self.validation, self.groups = train, validation, groups
         self.n_classes, self.seed, self.threads = n_classes, seed, threads
         self._prepared: dict[str | None, Prepared] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -191,12 +204,18 @@ class Fitter:
 
     A family derives from this and writes `fit`; `start` only if a candidate gains by beginning at another's solution.
     ``draws``: whether `fit` draws anything from the task's seed. False is a promise that no seed changes a result.
+    ``variant``: what takes the place of the family's own model under this task, if anything.
     """
 
     draws = True
+    variant = ""
 
     def __init__(self, task: Task, params: Block):
         self.task, self.params = task, params
+
+    def named(self, candidate: search.Candidate) -> search.Candidate:
+        """Return a candidate whose name says which `variant` it is of."""
+        return candidate._replace(name=f"{candidate.name}, {self.variant}") if self.variant else candidate
 
     def start(self, points: Sequence[dict[str, Any]], index: int) -> int | None:
         """Return which of the candidates before ``index`` its fit begins at, if any; decided by the points alone."""

@@ -1,7 +1,10 @@
 """Linear support vector machine: squared hinge loss, each class against the rest, probabilities by Platt's sigmoids.
 
-The machine of scikit-learn's ``LinearSVC`` with an intercept that is not penalized; Newton's method along the path of
-``C``, as for logistic regression.
+The loss and the penalty are those of scikit-learn's ``LinearSVC``, but the intercept is not penalized. Balanced class
+weights are weights of images, in every machine of a class against the rest: the same as ``LinearSVC.fit`` with such
+``sample_weight``. With more than two classes ``LinearSVC(class_weight="balanced")`` is something else: only the one
+class is weighted there, and all of the rest weigh 1. Newton's method along the path of ``C``, as for logistic
+regression.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ class Fitter(family.Fitter):
             self._solvers[parameters["scale"]] = newton.centered(self.task, parameters["scale"])
         solver, mean = self._solvers[parameters["scale"]]
         weights = family.sample_weights(prepared.labels, parameters["class_weight"])
-        held_out = sigmoid.folds(prepared.labels, seed=self.task.seed)
+        held_out = sigmoid.folds(prepared.labels, seed=self.task.seed, groups=self.task.groups)
         begin = None if start is None else (start.weights.T, start.intercepts + start.weights @ mean)
         machine = squared_hinge.train(solver, prepared.labels, weights, held_out, C=parameters["C"], start=begin)
         found = np.ascontiguousarray(machine.weights.T)

@@ -1,7 +1,8 @@
 """Support vector machine with a Gaussian kernel: scikit-learn (LIBSVM), probabilities by Platt's sigmoids.
 
 Training takes time between the square and the cube of the number of images. Above ``exact_up_to`` of them, a linear
-machine on kernel values with ``components`` of the training images takes its place (`nystroem`).
+machine on kernel values with ``components`` of the training images takes its place (`nystroem`), and every candidate's
+name says so.
 """
 
 from __future__ import annotations
@@ -131,9 +132,11 @@ class Fitter(family.Fitter):
         self._approximations: dict[tuple[str | None, float], nystroem.Approximation] = {}
         self._approximate = len(task.train[1]) > params.exact_up_to
         if self._approximate:
+            components = min(params.components, len(task.train[1]))
+            self.variant = f"Nystroem of {components} images"
             say(
                 f"{len(task.train[1])} training images are more than exact_up_to ({params.exact_up_to}): the kernel is "
-                f"approximated with {min(params.components, len(task.train[1]))} of them (Nystroem)"
+                f"approximated with {components} of them (Nystroem)"
             )
 
     @family.one_blas_thread
@@ -143,7 +146,7 @@ class Fitter(family.Fitter):
         gamma = parameters["gamma"]
         if gamma == "scale":
             gamma = 1 / (prepared.features.shape[1] * float(prepared.features.var(dtype=np.float64)))
-        held_out = sigmoid.folds(prepared.labels, seed=self.task.seed)
+        held_out = sigmoid.folds(prepared.labels, seed=self.task.seed, groups=self.task.groups)
         if self._approximate:
             return self._fit_approximate(parameters, prepared, gamma, weights, held_out)
         return self._fit_exact(parameters, prepared, gamma, weights, held_out)

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from pipeline import statistics
 
 FOLDS = 5
 MAX_STEPS = 100
 
 
-def folds(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
+def folds(labels: np.ndarray, *, seed: int, groups: Sequence[str] = ()) -> list[np.ndarray]:
     """Return the training images to hold out, int (m,) a fold, so that sigmoids are learned from honest decisions.
 
     Up to `FOLDS`, stratified and shuffled, fewer if a class has fewer images. A class with a single image cannot be
     held out: then none are, and the sigmoids have to be learned from decisions on the images trained on.
-    """
-    from sklearn.model_selection import StratifiedKFold
 
-    count = min(FOLDS, int(np.bincount(labels).min()))
-    if count < 2:
-        return []
-    division = StratifiedKFold(count, shuffle=True, random_state=seed)
-    return [held for _, held in division.split(np.zeros(len(labels)), labels)]
+    ``groups``: of every image, see `statistics.units`. A group is held out whole: a machine that was trained on images
+    of a group is surer of its other images than of new ones. Then a class needs as many groups as there are folds. Only
+    a group that has all images of a class is divided, image by image: without it, a machine would not know the class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    units = statistics.units(len(labels), groups)
+    if len(np.unique(units)) == len(labels):
+        count = min(FOLDS, int(np.bincount(labels).min()))
+        if count < 2:
+            return []
+        division = StratifiedKFold(count, shuffle=True, random_state=seed)
+        return [held for _, held in division.split(np.zeros(len(labels)), labels)]
+    units = _divisible(labels, units)
+    k = labels.max() + 1
+    most = min(FOLDS, *(len(np.unique(units[labels == c])) for c in range(k)))
+    for count in range(most, 1, -1):
+        division = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        found = [held for _, held in division.split(np.zeros(len(labels)), labels, units) if len(held)]
+        # Where groups hold images of several classes, those of a rare one may all have come into the same fold.
+        if all(len(np.unique(np.delete(labels, held))) == k for held in found):
+            return found
+    return []
+
+
+def _divisible(labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Return units int (n,) in which the images of a group that has all images of a class are each one by itself."""
+    found = units.copy()
+    for c in range(labels.max() + 1):
+        (whole, *others) = np.unique(units[labels == c])
+        if not others:
+            images = np.flatnonzero(units == whole)
+            found[images] = len(units) + images
+    return found
 
 
 def fit(decisions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

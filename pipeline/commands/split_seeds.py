@@ -44,23 +44,34 @@ def main(arguments: argparse.Namespace) -> int:
     say(f"{len(pool)} images, features of {backbone}, split seeds {', '.join(map(str, arguments.seeds))}")
     results = []
     for seed in arguments.seeds:
-        parts = np.array(splits.assign(pool.images, params=split, seed=seed, together=together))
+        try:
+            parts = np.array(splits.assign(pool.images, params=split, seed=seed, together=together))
+        except splits.SplitError as error:
+            say(f"seed {seed}: undefined. {error}")
+            results += [_undefined(name, seed=seed) for name in arguments.classifiers]
+            continue
         for name in arguments.classifiers:
             result = _one(given, name, pool, parts, seed=seed)
             results.append(result)
+            if result["selected"] is None:
+                say(f"seed {seed}, {name}: undefined. Validation has images of one class only, and cannot select")
+                continue
             say(f"seed {seed}, {name}: validation {result['validation_accuracy']:.4f}, "
                 f"test {result['test_accuracy']:.4f} ({result['selected']})")  # fmt: skip
+    defined = [result for result in results if result["selected"] is not None]
     for name in arguments.classifiers:
-        _summarize(name, [result["test_accuracy"] for result in results if result["method"] == name])
-    _summarize("all of them", [result["test_accuracy"] for result in results])
+        _summarize(name, [result["test_accuracy"] for result in defined if result["method"] == name])
+    _summarize("all of them", [result["test_accuracy"] for result in defined])
     if arguments.output:
         artifacts.write_json(arguments.output, results)
     return 0
 
 
 def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """Sweep one family on one split; return what validation selected and what it reaches."""
+    """Sweep one family on one split; return what validation selected and what it reaches, None if it could not."""
     found = resplits.sweep(given, name, pool, parts, seed=seed, label=f"seed {seed}, {name}")
+    if found.selected is None:
+        return _undefined(name, seed=seed)
     positive = metrics.positive_index(pool.classes, given.block("selection", metrics.SelectionParams))
     labels = pool.labels[parts == "validation"]
     return {
@@ -72,6 +83,13 @@ def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray
     }
 
 
+def _undefined(name: str, *, seed: int) -> dict[str, Any]:
+    return {"seed": seed, "method": name, "selected": None, "validation_accuracy": None, "test_accuracy": None}
+
+
 def _summarize(name: str, accuracies: Sequence[float]) -> None:
+    if not accuracies:
+        say(f"{name}: test accuracy undefined")
+        return
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     say(f"{name}: test accuracy {statistics.mean(accuracies):.4f} +- {spread:.4f} (sd over {len(accuracies)} runs)")

@@ -63,17 +63,19 @@ def divide(kinds: Mapping[str, Images], *, params: splits.SplitParams, seed: int
     for kind, images in kinds.items():
         together: Collection[str] = splits.clusters(images)[0] if kind == NEAR_DUPLICATES else ()
         found[kind] = np.array(splits.assign(images, params=params, seed=seed, together=together))
-    return _of_equal_sizes(found, seed=seed)
+    return _of_equal_sizes(found, np.array([image.label for image in next(iter(kinds.values()))]), seed=seed)
 
 
-def _of_equal_sizes(divided: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
+def _of_equal_sizes(divided: Mapping[str, np.ndarray], labels: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Give images up by chance, but no part's last one of a class: without it, metrics there would be undefined."""
     found = {kind: parts.astype(f"<U{max(map(len, artifacts.PARTS))}") for kind, parts in divided.items()}
     for part in artifacts.PARTS:
         size = min(int((parts == part).sum()) for parts in divided.values())
         for kind, parts in found.items():
             members = np.flatnonzero(parts == part)
             order = seeds.generator(seed, "fairness", "equal sizes", kind, part).permutation(len(members))
-            parts[members[order[size:]]] = ""
+            last = np.unique(labels[members[order]], return_index=True)[1]
+            parts[members[np.delete(order, last)[size - len(last) :]]] = ""
     return found
 
 

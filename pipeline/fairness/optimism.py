@@ -8,8 +8,10 @@ corrected score somewhat too low.
 
 Images of one group are alike and whole in a part, so groups are drawn, not their images.
 
-It corrects choosing among candidates whose predictions are out of sample. Early stopping on validation has chosen
-before: what it adds stays in the predictions of every candidate.
+It corrects choosing among candidates whose predictions are out of sample, and that were there before any score was
+known. Early stopping on validation has chosen before: what it adds stays in the predictions of every candidate. A
+search that learns from scores has looked for candidates that suit these images: no resample shows what others would
+have made it try. Both corrected scores are too good.
 """
 
 from __future__ import annotations

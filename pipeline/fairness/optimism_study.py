@@ -33,7 +33,7 @@ def section(
         )
 
     rows = [
-        _row(run, corrected(run.candidates) if len(run.candidates) > 1 else None, metric, len(run.candidates))
+        _row(run, corrected(run.candidates) if len(run.candidates) > 1 else None, metric, [run])
         for run in progress(runs, total=len(runs), label="optimism", unit="runs")
     ]
     everything = [candidate for run in runs for candidate in run.candidates]
@@ -46,24 +46,28 @@ def section(
         "grouped": any(groups),
         "repeats": champion.entry["repeats"]["count"] if champion.entry["repeats"] else 1,
         "runs": rows,
-        "champion": _row(champion, corrected(everything) if len(everything) > 1 else None, metric, len(everything)),
+        "champion": _row(champion, corrected(everything) if len(everything) > 1 else None, metric, runs),
     }
 
 
-def _row(run: Run, corrected: optimism.Corrected | None, metric: str, candidates: int) -> dict[str, Any]:
-    """Return one row; without a choice among several candidates there is nothing to correct."""
+def _row(run: Run, corrected: optimism.Corrected | None, metric: str, among: Sequence[Run]) -> dict[str, Any]:
+    """Return the row of ``run``, chosen ``among`` the candidates of some runs; of a single one, nothing is corrected.
+
+    ``stops_on_validation``, ``learns_from_scores``: of any of these, what the correction cannot take out.
+    """
     validation: Mapping[str, Any] = run.entry["validation"][metric]
     found = None if corrected is None else leaderboard.numbers(corrected._asdict())
     return {
         "run": run.name,
         "title": run.title,
-        "candidates": candidates,
+        "candidates": sum(len(each.candidates) for each in among),
         "validation": validation["value"],
         "corrected": found,
         "optimism": _difference(validation["value"], validation["value"] if found is None else found["value"], metric),
         "test": dict(run.entry["test"][metric]),
         "above_test": _difference(validation["value"], run.entry["test"][metric]["value"], metric),
-        "stops_on_validation": run.stops_on_validation,
+        "stops_on_validation": any(each.stops_on_validation for each in among),
+        "learns_from_scores": any(each.learns_from_scores for each in among),
     }
 
 

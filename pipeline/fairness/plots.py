@@ -113,7 +113,7 @@ def optimism_plot(found: Mapping[str, Any], path: Path) -> None:
             axes.plot(value, position, "o", color="#555555", label=names[0])
             axes.plot(_number(one["validation"]), position - 0.22, "D", markersize=5, markerfacecolor="white",
                       markeredgecolor=COLORS[1], label=names[1])  # fmt: skip
-            center = _number(one["validation"] if corrected is None else corrected["value"])
+            center = np.nan if corrected is None else _number(corrected["value"])
             axes.plot(center, position + 0.22, "s", markersize=5, color=COLORS[0], label=names[2])
         _name_rows(axes, [one["title"] for one in rows])
         axes.set_xlabel(LABELS[found["metric"]])

@@ -19,7 +19,9 @@ ABOUT_OPTIMISM = (
     "that it did not draw. The interval is of those few images, so it is wide. *Optimism*: validation minus "
     "corrected. *Other choice*: the share of resamples in which another candidate was the best. One candidate "
     "leaves nothing to choose and nothing to correct. †: the number of trees or epochs was chosen on validation, "
-    "too; that part of the optimism is in every candidate's predictions and is not corrected. The test score is "
+    "too; that part of the optimism is in every candidate's predictions and cannot be corrected. ‡: `search: tpe` "
+    "proposed candidates by the scores of earlier ones on the same images; which ones there are is then a choice, too, "
+    "and cannot be corrected. Corrected scores with a mark are rather too good. The test score is "
     "one more sample with an error of its own, not the truth."
 )
 ABOUT_LOOKS = (
@@ -58,18 +60,27 @@ def _optimism_finding(found: Mapping[str, Any]) -> str:
     corrected = champion["corrected"]
     if corrected is None:
         return f"There was nothing to choose: one candidate of one method, {champion['title']}."
+    stay = {"early stopping": champion["stops_on_validation"], "search: tpe": champion["learns_from_scores"]}
+    causes = " and ".join(cause for cause, true in stay.items() if true)
+    rest = f" (rather too good: what {causes} chose on validation stays in)" if causes else ""
     return (
         f"The champion, {champion['title']}, is the best of {champion['candidates']} candidates of "
         f"{len(found['runs'])} methods. Validation {label} {shown(champion['validation'])}; with the choice taken out "
-        f"{shown(corrected['value'])}; test {shown(champion['test']['value'])}."
+        f"{shown(corrected['value'])}{rest}; test {shown(champion['test']['value'])}."
     )
+
+
+def _marks(one: Mapping[str, Any]) -> str:
+    """Return the marks of what else was chosen on validation, each behind a space."""
+    marked = {"†": one["stops_on_validation"], "‡": one["learns_from_scores"]}
+    return "".join(f" {mark}" for mark, true in marked.items() if true)
 
 
 def _optimism_row(one: Mapping[str, Any]) -> list[str]:
     corrected, test = one["corrected"], one["test"]
     return [
         f"{one['candidates']:,}",
-        shown(one["validation"]) + (" †" if one["stops_on_validation"] else ""),
+        shown(one["validation"]) + _marks(one),
         UNDEFINED if corrected is None else _with_interval(corrected),
         UNDEFINED if corrected is None else _signed(one["optimism"]),
         _with_interval(test),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import artifacts, leaderboard, metrics, params
+from pipeline.classifiers import search
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Run:
         return any(
             name in candidate.notes for candidate in self.record.candidates for name in ("best_iteration", "best_epoch")
         )
+
+    @property
+    def learns_from_scores(self) -> bool:
+        """Whether the scores on validation decided which candidates there are."""
+        block = self.record.parameters.get(f"classifiers.{self.record.method}", {})
+        return block.get("search") == "tpe" and len(self.candidates) > search.DRAWN_FIRST
 
 
 def read(values: Mapping[str, Any]) -> list[Run]:

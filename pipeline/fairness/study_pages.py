@@ -40,6 +40,11 @@ ABOUT_COMPONENTS = (
     "seeds at most, of which {splits_free} and {seeds_free} degrees of freedom remain: with so few, a wide interval is "
     "the result. Shares have none; take them as rough as that."
 )
+ABOUT_SAMPLING = (
+    "*sd, test images alone*: what drawing another {test:,} of the {images:,} images, or of their groups as many whole "
+    "ones, would give if the fitted model stayed the same. They are drawn without replacement, so this is smaller than "
+    "for new images, by the factor sqrt(1 - n / N) of a finite population."
+)
 ABOUT_POWER = (
     "*Smallest difference*: in points of accuracy, found with a power of {power:.0%} by the exact McNemar test, "
     "two-sided, if the two methods disagree (exactly one is right) on that share of the test images; at the level "
@@ -151,8 +156,13 @@ def variance_page(found: Mapping[str, Any]) -> Page:
     if isinstance(sources, str):
         blocks.append(f"Not available: {sources}.")
     else:
-        blocks += [_selected(sources), _components(sources), Figure("variance.png", "shares of variance"),
-                   _about_components(sources)]  # fmt: skip
+        blocks += [
+            _selected(sources),
+            ABOUT_SAMPLING.format(test=sources["test_images"], images=sources["images"]),
+            _components(sources),
+            Figure("variance.png", "shares of variance"),
+            _about_components(sources),
+        ]
     about = ABOUT_POWER.format(power=detectable["power"], unpaired=size(detectable["unpaired"]["alpha"]))
     blocks += ["## What the test part can tell apart", *_smallest(detectable), about]
     blocks += [ABOUT_GROUPS] if found["grouped"] else []

@@ -130,13 +130,16 @@ def summary(values: np.ndarray, factors: Sequence[str] = FACTORS, *, confidence:
     }  # fmt: skip
 
 
-def sampling_variance(hits: np.ndarray, groups: Sequence[str]) -> float:
+def sampling_variance(hits: np.ndarray, groups: Sequence[str], *, population: int) -> float:
     """Return the variance of an accuracy over draws of test images, or of their whole groups, where they have one.
 
-    Of single images p (1 - p) / n; of groups that of a ratio (Cochran 1977, "Sampling Techniques", section 6.3).
+    Of single images p (1 - p) / n; of groups that of a ratio (Cochran 1977, "Sampling Techniques", section 6.3). Times
+    1 - n / ``population``: the n images, or groups, are drawn without replacement from so many (section 2.6).
     """
     member = statistics.units(len(hits), groups)
-    return float((np.bincount(member, weights=hits - hits.mean()) ** 2).sum()) / len(hits) ** 2
+    drawn = int(member.max()) + 1
+    with_replacement = float((np.bincount(member, weights=hits - hits.mean()) ** 2).sum()) / len(hits) ** 2
+    return (1 - drawn / population) * with_replacement
 
 
 def agreement(validation: np.ndarray, test: np.ndarray) -> float:

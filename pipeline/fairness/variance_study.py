@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import leaderboard, metrics, resplits, seeds, splits
+from pipeline import leaderboard, metrics, resplits, seeds, splits, statistics
 from pipeline.artifacts import ArtifactError
 from pipeline.classifiers import family, search
 from pipeline.fairness import power, variance
@@ -42,14 +42,21 @@ class Fitted:
         return np.take_along_axis(self.test, self.selected[:, :, np.newaxis], axis=2)[:, :, 0]
 
 
-def section(study: Study) -> dict[str, Any]:
-    """Return where the test accuracies of each family come from, and how stable the order of the families is."""
-    divided = _divided(study)
+def section(study: Study) -> dict[str, Any] | str:
+    """Return where the test accuracies of each family come from, and how stable the order of the families is.
+
+    Or in words why there is no such design: some seed cannot divide the images.
+    """
+    try:
+        divided = _divided(study)
+    except splits.SplitError as error:
+        return str(error)
     fitted = _fit(study, divided)
     return {
         "backbone": study.backbone,
         "split_seeds": list(study.split_seeds),
         "test_images": int((divided[0] == "test").sum()),
+        "images": len(study.pool),
         "confidence": study.compare.confidence,
         "families": {name: _sources(name, found, study.compare.confidence) for name, found in fitted.items()},
         "best_on_test": _best({name: found.reached[:, 0] for name, found in fitted.items()}),
@@ -80,14 +87,17 @@ def _fit(study: Study, divided: Sequence[np.ndarray]) -> dict[str, Fitted]:
         for split, name, training in places
     ]
     metric = study.given.block("selection", metrics.SelectionParams).metric
+    groups = np.array([image.group for image in study.pool.images])
+    population = len(set(statistics.units(len(groups), groups.tolist())))
     sign = -1.0 if metric in metrics.LOWER_IS_BETTER else 1.0
     fitted = study.each(_fitted, jobs, label="variance")
     for (split, name, training), (selected, scores, hits) in zip(places, fitted, strict=True):
         found[name].selected[split, training] = selected
         found[name].validation[split, training] = sign * scores
         found[name].test[split, training] = [each.mean() for each in hits]
-        groups = [image.group for image, part in zip(study.pool.images, divided[split], strict=True) if part == "test"]
-        found[name].sampling[split, training] = variance.sampling_variance(hits[selected], groups)
+        found[name].sampling[split, training] = variance.sampling_variance(
+            hits[selected], groups[divided[split] == "test"].tolist(), population=population
+        )
     return found
 
 

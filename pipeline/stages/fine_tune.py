@@ -33,9 +33,8 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
 
     def paces(model: keras.Model) -> list[Pace]:
         found = unfreezing.paces(model, spec, fine_tune)
-        for place, pace in enumerate(found, start=1):
-            start = pace.first_epoch + 1
-            say(f"  block {place} from the end: {pace.rate:.3g} of the learning rate, from epoch {start} on")
+        for pace in found:
+            say(f"  {pace.name}: {pace.rate:.3g} of the learning rate, from epoch {pace.first_epoch + 1} on")
         return found
 
     network_runs.run(

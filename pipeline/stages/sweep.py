@@ -37,12 +37,16 @@ TOO_SLOW = (
 
 @dataclass(frozen=True)
 class Data:
-    """One network's features, float32 (n_images, width), of every part, and the labels that a sweep may see."""
+    """One network's features, float32 (n_images, width), of every part, and the labels that a sweep may see.
+
+    ``groups``: of the training images, as in the manifest.
+    """
 
     classes: tuple[str, ...]
     train: family.Examples
     validation: family.Examples
     test: np.ndarray
+    groups: tuple[str, ...]
 
 
 def main(params: Params, *, backbone: str, classifier: str, log: Log) -> None:
@@ -137,7 +141,12 @@ def _fitter(params: Params, module: ModuleType, data: Data, *, repeat: int) -> f
     classifier = module.__name__.rpartition(".")[2]
     seed = seeds.child_seed(seeds.repeat_seed(params.value("seed"), repeat), "classifiers", classifier)
     task = family.Task(
-        data.train, data.validation, n_classes=len(data.classes), seed=seed, threads=params.value("compute.threads")
+        data.train,
+        data.validation,
+        n_classes=len(data.classes),
+        seed=seed,
+        threads=params.value("compute.threads"),
+        groups=data.groups,
     )
     return module.Fitter(task, params.block(f"classifiers.{classifier}", module.Params))
 
@@ -175,6 +184,7 @@ def _read(features: Path) -> Data:
         train=(arrays["train"], parts["train"].labels),
         validation=(arrays["validation"], parts["validation"].labels),
         test=arrays["test"],
+        groups=parts["train"].groups,
     )
 
 
@@ -194,7 +204,7 @@ def _search(
     candidates, validation, scores = [], [], []
     points: list[dict[str, Any]] = []
     for index in range(len(proposed)):
-        point = proposed.after(scores)
+        point = fitter.named(proposed.after(scores))
         points.append(point.parameters)
         label = f"candidate {index + 1}/{len(proposed)}, {point.name}"
         started = time.monotonic()

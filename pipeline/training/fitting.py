@@ -38,20 +38,23 @@ class TrainingError(BakeoffError):
 
 
 class PlateauParams(Block):
-    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement."""
+    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement, see `FitParams`."""
 
     factor: Annotated[float, Field(gt=0, lt=1)]
     patience: Positive
 
 
 class StoppingParams(Block):
-    """Stop after ``patience`` epochs without improvement."""
+    """Stop after ``patience`` epochs without improvement, see `FitParams`."""
 
     patience: Positive
 
 
 class FitParams(Block):
     """What every training of a network has in common. The weights of the best epoch are kept in any case.
+
+    An epoch is an improvement if ``monitor`` is better than in all epochs before, by however little: for the choice of
+    the best epoch as for ``reduce_on_plateau`` and ``early_stopping``.
 
     ``reduce_on_plateau``, ``early_stopping``: None for a constant learning rate, and for all of the epochs.
     """
@@ -78,10 +81,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Fit:
-    """One value an epoch under loss, accuracy, val_loss, val_accuracy, learning_rate; epochs count from 0."""
+    """One value an epoch under loss, accuracy, val_loss, val_accuracy, learning_rate; epochs count from 0.
+
+    ``untrained``: the paces whose turn came after the best epoch, if at all: what is kept of them never trained.
+    """
 
     history: dict[str, list[float]]
     best_epoch: int
+    untrained: tuple[str, ...] = ()
 
     @property
     def still_improving(self) -> bool:
@@ -116,9 +123,9 @@ def fit(
     """Train ``graph`` in place and leave it with the weights of its best epoch.
 
     ``graph`` is the part of the network ``whole`` that trains, or all of it; ``paces``: of those of its variables that
-    do not train at the learning rate from the start. Every epoch sees every training image once, in an order drawn for
-    that epoch from ``seed``. Raises TrainingError if a frozen weight of ``whole`` changed by a bit, or if the loss is
-    no number.
+    do not train at the learning rate from the start. Early stopping begins to wait when the last of them trains. Every
+    epoch sees every training image once, in an order drawn for that epoch from ``seed``. Raises TrainingError if a
+    frozen weight of ``whole`` changed by a bit, or if the loss is no number.
     """
     import keras
 
@@ -136,12 +143,14 @@ def fit(
     before = frozen_digest(whole)
     # It also remembers the best epoch, where it is never to stop as well.
     patience = params.early_stopping.patience if params.early_stopping else params.epochs
-    stopping = keras.callbacks.EarlyStopping(monitor=params.monitor, patience=patience, restore_best_weights=True)
+    all_train = max((pace.first_epoch for pace in paces), default=0)
+    stopping = _stopping(params.monitor, patience=patience, first_epoch=all_train)
     # The reporter comes first, so that it sees the learning rate the epoch used, not the one plateau sets next.
     callbacks = [_reporter(params.epochs, log), keras.callbacks.TerminateOnNaN(), stopping]
     if params.reduce_on_plateau:
         settings = params.reduce_on_plateau.model_dump()
-        callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor=params.monitor, **settings))
+        # Keras would ask for an improvement by 0.0001 here, and for none at all where it stops and keeps an epoch.
+        callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor=params.monitor, min_delta=0, **settings))
     history = graph.fit(
         train,
         validation_data=validation,
@@ -156,7 +165,8 @@ def fit(
     if frozen_digest(whole) != before:
         raise TrainingError("A frozen weight changed during training")
     values = {name: [float(value) for value in values] for name, values in history.items()}
-    return Fit(history=values, best_epoch=int(stopping.best_epoch))
+    best = int(stopping.best_epoch)
+    return Fit(history=values, best_epoch=best, untrained=tuple(p.name for p in paces if p.first_epoch > best))
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
@@ -213,6 +223,19 @@ def _batches(labels: np.ndarray, load: LoadTrain, *, batch_size: int, seed: int 
     options.autotune.enabled = False
     # One thread reads ahead while the network computes; two batches in memory are enough for that.
     return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2).with_options(options)
+
+
+def _stopping(monitor: str, *, patience: int, first_epoch: int) -> keras.callbacks.EarlyStopping:
+    """Return early stopping that remembers the best of all epochs and counts its patience from ``first_epoch`` on."""
+    import keras
+
+    class Stopping(keras.callbacks.EarlyStopping):
+        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+            if epoch < first_epoch:  # `start_from_epoch` of Keras would not remember these epochs
+                self.wait = -1
+            super().on_epoch_end(epoch, logs)
+
+    return Stopping(monitor=monitor, patience=patience, restore_best_weights=True)
 
 
 def _reporter(epochs: int, log: Log) -> keras.callbacks.Callback:

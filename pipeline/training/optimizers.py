@@ -52,8 +52,12 @@ OptimizerParams = Annotated[AdamParams | AdamWParams | RMSpropParams | SGDParams
 
 @dataclass(frozen=True)
 class Pace:
-    """Variables that train at ``rate`` times the learning rate, from an epoch on; epochs count from 0."""
+    """Variables that train at ``rate`` times the learning rate, from an epoch on; epochs count from 0.
 
+    ``name``: of what the variables are, such as a block of a network.
+    """
+
+    name: str
     variables: Sequence[keras.Variable]
     rate: float
     first_epoch: int
@@ -91,7 +95,7 @@ def _paced(kind: type, paces: Sequence[Pace], steps: int, *, weight_decay: float
     import keras
 
     by_variable = {id(variable): pace for pace in paces for variable in pace.variables}
-    whole = Pace((), rate=1.0, first_epoch=0)
+    whole = Pace("", (), rate=1.0, first_epoch=0)
     pace_of: list[Pace] = []
 
     class Paced(kind):

@@ -6,6 +6,7 @@ Source: Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Cl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,9 @@ from pipeline.training.optimizers import Pace
 
 if TYPE_CHECKING:
     import keras
+
+
+FIRST_LAYERS = "first layers"  # what comes before the first block
 
 
 class UnfreezeParams(Block):
@@ -47,7 +51,12 @@ class UnfreezeParams(Block):
 
 
 class GradualParams(Block):
-    """Of what is unfrozen the last block trains from the start, and one more every ``epochs`` epochs."""
+    """Of what is unfrozen the last block trains from the start, and one more every ``epochs`` epochs.
+
+    Early stopping waits until all of them train: its patience counts from the epoch in which the first block joins.
+    An epoch without improvement before that says nothing of the blocks that have not trained yet. The best epoch is
+    kept as always, also if it came earlier: `fitting.Fit.untrained` names the blocks that are then as they were.
+    """
 
     epochs: Positive
 
@@ -117,11 +126,12 @@ def paces(model: keras.Model, spec: NetworkSpec, params: FineTuneParams) -> list
     wait = params.gradual.epochs if params.gradual else 0
     return [
         Pace(
+            name=name,
             variables=[variable for layer in block for variable in layer.trainable_weights],
             rate=params.layer_decay ** (place + 1),
             first_epoch=place * wait,
         )
-        for place, block in enumerate(blocks)
+        for place, (name, block) in enumerate(blocks)
     ]
 
 
@@ -134,14 +144,16 @@ def check_turns(blocks: int, params: FineTuneParams) -> None:
         )
 
 
-def _unfrozen_blocks(model: keras.Model, spec: NetworkSpec) -> list[Sequence[keras.Layer]]:
-    """Return the layers that train, block by block from the last; what comes before the first block is one, too."""
+def _unfrozen_blocks(model: keras.Model, spec: NetworkSpec) -> list[tuple[str, Sequence[keras.Layer]]]:
+    """Return name and layers of the blocks that train, from the last; what comes before the first block is one, too."""
     layers = _trunk(model).layers
     names = [layer.name for layer in layers]
-    starts = sorted({0, *(names.index(block.first_layer) for block in spec.blocks)})
-    blocks = [layers[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    training = [[layer for layer in block if layer.trainable_weights] for block in blocks]
-    return [block for block in reversed(training) if block]
+    starts = {0: FIRST_LAYERS} | {names.index(block.first_layer): block.name for block in spec.blocks}
+    blocks = [
+        (starts[start], [layer for layer in layers[start:end] if layer.trainable_weights])
+        for start, end in itertools.pairwise([*sorted(starts), None])
+    ]
+    return [(name, block) for name, block in reversed(blocks) if block]
 
 
 def _trunk(model: keras.Model) -> keras.Model:
