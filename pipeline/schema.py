@@ -16,8 +16,10 @@ from pipeline import (
     activations,
     artifacts,
     augmentation,
+    changes,
     convnets,
     datasets,
+    identity,
     images,
     inference,
     metrics,
@@ -73,6 +75,10 @@ BLOCKS: dict[str, type[params.Block]] = {
     "review": verdicts.ReviewParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
+# DVC takes them for the size of a file and the number of files in a folder, and leaves them out wherever they stand
+# when it looks for an earlier result (dvc/stage/cache.py): with another value there, it would give back the old result.
+UNSEEN_BY_DVC = ("size", "nfiles")
+RENAMED = {"explain.patterns.size": "explain.patterns.input_size"}
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -85,6 +91,7 @@ def check(values: Mapping[str, Any]) -> None:
         except params.ParamsError as error:
             problems.append(str(error))
 
+    problems += _unseen_by_dvc(values)
     allowed = (*BLOCKS, *LOOSE)
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
     attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
@@ -122,6 +129,43 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
     for name, layers in values["explain"]["layers"].items():
         _check_are_layers(f"explain.layers.{name}", layers, name)
+
+
+def check_runs(values: Mapping[str, Any]) -> None:
+    """Require that every declared run was made with the parameters that params.yaml has now. Raises ParamsError.
+
+    A run that is not there is left to whoever reads it.
+    """
+    problems: list[str] = []
+    for run in params.declared_runs(values):
+        path = artifacts.RUNS / run.name / "record.json"
+        if path.exists():
+            recorded, current = artifacts.read_record(path).parameters, identity.inputs_of(run, values).params
+            problems += [
+                f"params.yaml: {key} is {now}, but {path.parent} was made with {then}"
+                for key, then, now in changes.differences(recorded, current)
+            ]
+    if problems:
+        raise params.ParamsError("\n".join([*problems, "Run `dvc repro`, which makes these runs again"]))
+
+
+def _unseen_by_dvc(value: Any, where: str = "") -> list[str]:
+    """Return a message for each key, at any depth, whose value DVC would not see."""
+    found = []
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ():
+        key = f"{where}.{name}" if where else str(name)
+        if name in UNSEEN_BY_DVC:
+            now = f"It is called {RENAMED[key]} now" if key in RENAMED else "Choose another name"
+            found.append(
+                f"params.yaml: {key}: nothing may be called {name}. DVC leaves out what is called so when it looks "
+                f"for an earlier result, and would give back that of another value. {now}"
+            )
+        found += _unseen_by_dvc(inner, key)
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_built(backbone: str) -> bool:

@@ -9,7 +9,7 @@ from pipeline import networks, saliency
 
 SIZE = 32
 RED, BLUE = (slice(4, 8), slice(20, 24)), (slice(24, 30), slice(2, 8))
-PATTERNS = saliency.PatternParams(filters=2, steps=10, size=None)
+PATTERNS = saliency.PatternParams(filters=2, steps=10, input_size=None)
 
 
 @pytest.fixture(scope="module")
@@ -261,5 +261,5 @@ def test_a_size_that_the_network_cannot_take_names_the_parameter(keras):
     inputs = keras.Input((SIZE, SIZE, 3))
     conv = keras.layers.Conv2D(2, 1, name="conv")(keras.layers.Reshape((SIZE // 2, SIZE * 2, 3))(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(conv)))
-    with pytest.raises(saliency.SaliencyError, match=r"cannot take .* 48 x 48 .*explain\.patterns\.size to null"):
+    with pytest.raises(saliency.SaliencyError, match=r"cannot take .* 48 x 48 .*explain\.patterns\.input_size to null"):
         made(saliency.ExplainedNetwork(model, n_classes=2), "conv", [0], size=48)
