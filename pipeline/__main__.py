@@ -110,9 +110,7 @@ def run_stage(stage: str, item: dict[str, str]) -> None:
     # Before the stage is imported.
     code = changes.Files(changes.sources(stage, item))
     module = importlib.import_module(f"pipeline.stages.{stage}")
-    values = check_params(
-        split=str(artifacts.MANIFEST) in module.INPUTS, runs=str(artifacts.RUNS) in module.INPUTS
-    )
+    values = check_params(split=str(artifacts.MANIFEST) in module.INPUTS, runs=str(artifacts.RUNS) in module.INPUTS)
     declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
     inputs = changes.Files(provenance.resolve(module.INPUTS, item=item, values=values))
     with _log(stage, item, values) as log:

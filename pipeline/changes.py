@@ -3,8 +3,8 @@
 DVC takes the digests of dependencies and the values of params when a stage has ended, so that a file or value changed
 in the meantime would stand in dvc.lock beside a result that was not made from it.
 
-A small file, and every file of a small folder, is compared by its bytes, so that a mere `touch` stops no stage; files of
-large folders and large files by size and time of change, because a source may hold a hundred thousand photographs.
+A small file, and every file of a small folder, is compared by its bytes, so that a mere `touch` stops no stage. Large
+files and those of large folders are compared by size and time of change: a source may hold 100,000 photographs.
 """
 
 from __future__ import annotations

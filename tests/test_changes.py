@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, changes, identity, params, params_file, provenance, recipes, schema
+from pipeline import artifacts, changes, identity, params, params_file, recipes, schema
 from pipeline.classifiers import table
 from pipeline.params import ParamsError
 
@@ -52,7 +52,9 @@ def write_images(folder: Path) -> None:
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True)
         for number in range(12):
-            Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / label / f"{number}.png")
+            Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+                folder / label / f"{number}.png"
+            )
 
 
 @pytest.fixture
@@ -122,7 +124,9 @@ def test_what_a_stage_does_not_read_may_change_meanwhile_and_then_the_next_one_l
     assert "\n  images/dog/12.png was added\n" in done.stdout
 
 
-@pytest.mark.parametrize("error", [artifacts.ArtifactError("no room"), KeyboardInterrupt()], ids=["fails", "interrupted"])
+@pytest.mark.parametrize(
+    "error", [artifacts.ArtifactError("no room"), KeyboardInterrupt()], ids=["fails", "interrupted"]
+)
 def test_a_stage_that_fails_says_only_why(world, monkeypatch, capsys, error):
     def main(params: params.Params, *, log: Any) -> None:
         (world / "images/cat/0.png").unlink()
@@ -204,7 +208,9 @@ def test_the_code_of_a_sweep_is_its_imports_and_those_of_its_family(root, stages
     monkeypatch.chdir(root)
     (stage,) = [stage for stage in stages if stage.item.get("classifier") == "lightgbm"]
     code = changes.sources("sweep", stage.item)
-    assert {"pipeline/stages/sweep.py", "pipeline/classifiers/lightgbm.py", "pipeline/classifiers/boosting.py"} <= set(code)
+    assert {"pipeline/stages/sweep.py", "pipeline/classifiers/lightgbm.py", "pipeline/classifiers/boosting.py"} <= set(
+        code
+    )
     # To DVC a sweep also depends on what other families share; it does not execute that.
     assert set(code) < stage.deps
 
@@ -313,9 +319,8 @@ def test_a_key_that_a_run_was_made_without_differs_too(recorded):
 
 def test_dvc_gives_the_result_of_another_value_of_a_key_that_is_called_so():
     """Why both names are banned from params.yaml, and no other one that DVC gives to facts of files and outputs."""
-    from dvc.output import Output
+    from dvc.output import Meta, Output
     from dvc.stage import cache
-    from dvc_data.hashfile.meta import Meta
 
     of_dvc = {value for kind in (Meta, Output) for name, value in inspect.getmembers(kind) if name.startswith("PARAM_")}
     assert {"path", "hash", "files", "remote", "md5", *schema.UNSEEN_BY_DVC} <= of_dvc
@@ -337,7 +342,9 @@ def test_nothing_in_params_is_called_so(values, root):
 
 
 def keys(value: Any) -> Iterator[str]:
-    for name, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for name, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield name
         yield from keys(inner)
 

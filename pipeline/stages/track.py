@@ -142,9 +142,7 @@ def _validation(record: artifacts.Record, directory: Path, params: Params) -> tu
     )
 
 
-def _input_key(
-    run: Run, record: artifacts.Record, params: Params, sha256: Callable[[Path], str]
-) -> str | None:
+def _input_key(run: Run, record: artifacts.Record, params: Params, sha256: Callable[[Path], str]) -> str | None:
     """Return the run's input key, or None where what it was computed from is not here: params.yaml has other values by
     now, or only the results were fetched."""
     inputs = identity.inputs_of(run, params.declared())
