@@ -127,6 +127,7 @@ def check_params(*, split: bool = True, runs: bool = False) -> dict[str, Any]:
     from pipeline import params, schema
 
     values = params.load()
+    schema.check_text(params.PARAMS_FILE.read_text(encoding="utf-8"))
     schema.check(values)
     schema.check_against_results(values, split=split)
     if runs:

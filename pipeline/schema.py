@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import (
     activations,
@@ -129,6 +132,20 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
     for name, layers in values["explain"]["layers"].items():
         _check_are_layers(f"explain.layers.{name}", layers, name)
+
+
+def check_text(text: str) -> None:
+    """Refuse numbers of a params file that DVC would record as others. Raises ParamsError.
+
+    010 is 8 in YAML 1.1, which stages read, and 10 in YAML 1.2, which DVC reads: to DVC, 10 in its place is no change.
+    """
+    for token in yaml.scan(text):
+        octal = isinstance(token, yaml.ScalarToken) and token.plain and re.fullmatch("[-+]?0[0-7_]+", token.value)
+        if octal and int(token.value, 8) != int(token.value):
+            raise params.ParamsError(
+                f"params.yaml: line {token.start_mark.line + 1}: {token.value} is {int(token.value, 8)} to a stage and "
+                f"{int(token.value)} to DVC: write the number without a 0 in front"
+            )
 
 
 def check_runs(values: Mapping[str, Any]) -> None:

@@ -314,6 +314,27 @@ def test_a_key_that_a_run_was_made_without_differs_too(recorded):
     assert "scratch.old is nothing, but results/runs/small_convnet-scratch was made with 0.3" in str(error.value)
 
 
+# --- what DVC reads otherwise --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["010", "+010", "-0_10"])
+def test_a_number_that_dvc_reads_otherwise_is_refused(recorded, capsys, number):
+    from dvc.utils.serialize import parse_yaml
+
+    assert parse_yaml(f"seed: {number}", "params.yaml")["seed"] == int(number) != yaml.safe_load(number)
+    text = params.PARAMS_FILE.read_text(encoding="utf-8").replace("epochs: 20", f"epochs: {number}")
+    params.PARAMS_FILE.write_text(text, encoding="utf-8")
+    assert command_line.main(["prune"]) == 1
+    line = 1 + text[: text.index(f"epochs: {number}")].count("\n")
+    said = f"params.yaml: line {line}: {number} is {yaml.safe_load(number)} to a stage and {int(number)} to DVC"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a: 00", "a: '010'", "a: 10 # 010", "a: 0.10", "a: 0x10", "a: [0, 10]"])
+def test_numbers_that_both_read_the_same_are_not(text):
+    schema.check_text(text)
+
+
 # --- names whose values DVC does not see ---------------------------------------------------------------------------
 
 

@@ -894,7 +894,7 @@ def test_a_run_of_other_params_is_not_shown_as_computed_from_todays(
     """`sync` and `ui` may be called between an edit and `dvc repro`, whose run then has the input key of these params."""
     monkeypatch.setattr(identity.Inputs, "key", lambda inputs, sha256: "of todays")
 
-    def keys(**different: Any) -> list[str | None]:
+    def keys(**different: int) -> list[str | None]:
         for run in RUNS:
             path = artifacts.RUNS / run.name / "record.json"
             current = identity.inputs_of(run, tracked.declared()).params
