@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import artifacts, params, provenance
 from pipeline.errors import BakeoffError
 
-# A path with more files or bytes below it is large. To read so many bytes twice takes a tenth of a second.
+# A path with more files or bytes below it is large. To read so many twice takes a quarter of a second.
 SMALL_FILES, SMALL_BYTES = 1000, 64 * 1024 * 1024
 SHOWN = 10
 # Seconds to wait before params.yaml is read once more, because an editor may be saving it.
