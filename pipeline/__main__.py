@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_stage(options.verb, item)
             return 0
         if options.verb in CHECKED_COMMANDS:
-            check_params()
+            check_params(runs=options.verb == "fairness")
         return command.main(options)
     except BakeoffError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -101,26 +101,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_stage(stage: str, item: dict[str, str]) -> None:
-    """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run."""
-    from pipeline import artifacts, params, provenance
+    """Check params.yaml, give the stage the keys it declares, and log its steps live where it ends in a run.
 
+    Raises ChangedError if what the stage reads changed while it ran: DVC would record the result beside the new state.
+    """
+    from pipeline import artifacts, changes, params, provenance
+
+    # Before the stage is imported.
+    code = changes.Files(changes.sources(stage, item))
     module = importlib.import_module(f"pipeline.stages.{stage}")
-    values = check_params(split=str(artifacts.MANIFEST) in module.INPUTS)
+    values = check_params(split=str(artifacts.MANIFEST) in module.INPUTS, runs=str(artifacts.RUNS) in module.INPUTS)
     declared = params.Params(values, provenance.resolve(module.READS, item=item, values=values))
+    inputs = changes.Files(provenance.resolve(module.INPUTS, item=item, values=values))
     with _log(stage, item, values) as log:
         module.main(declared, log=log, **item)
+        changes.refuse(stage, declared.declared(), inputs, code)
 
 
-def check_params(*, split: bool = True) -> dict[str, Any]:
+def check_params(*, split: bool = True, runs: bool = False) -> dict[str, Any]:
     """Return params.yaml, checked as a whole and against what earlier stages left. Raises ParamsError.
 
     ``split``: also against the split. A stage that does not read it may run before there is one of these images.
+    ``runs``: also against the records of all declared runs, for whoever shows them as results of these params.
     """
     from pipeline import params, schema
 
     values = params.load()
+    schema.check_text(params.PARAMS_FILE.read_text(encoding="utf-8"))
     schema.check(values)
     schema.check_against_results(values, split=split)
+    if runs:
+        schema.check_runs(values)
     return values
 
 

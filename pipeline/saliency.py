@@ -41,7 +41,7 @@ class PatternParams(Block):
 
     filters: Annotated[int, Field(ge=1, le=8)]
     steps: Annotated[int, Field(ge=1, le=1000)]
-    size: Annotated[int, Field(ge=32, le=1024)] | None
+    input_size: Annotated[int, Field(ge=32, le=1024)] | None
 
 
 class ExplainParams(Block):
@@ -152,7 +152,7 @@ class ExplainedNetwork:
         import tensorflow as tf
 
         self.check([layer])
-        network, size = self._up_to(layer, params.size), params.size or self.input_size
+        network, size = self._up_to(layer, params.input_size), params.input_size or self.input_size
         chosen = tf.one_hot(filters, network.output_shape[-1])
 
         def response(images: tf.Tensor) -> tf.Tensor:
@@ -200,7 +200,7 @@ class ExplainedNetwork:
         except ValueError as error:
             raise SaliencyError(
                 f"{self._trunk.name!r} up to {layer!r} cannot take images of {size} x {size} pixels. Set params.yaml: "
-                f"explain.patterns.size to null, for its own {self.input_size}"
+                f"explain.patterns.input_size to null, for its own {self.input_size}"
             ) from error
 
 

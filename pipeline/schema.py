@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import (
     activations,
     artifacts,
     augmentation,
+    changes,
     convnets,
     datasets,
+    identity,
     images,
     inference,
     metrics,
@@ -73,6 +78,10 @@ BLOCKS: dict[str, type[params.Block]] = {
     "review": verdicts.ReviewParams,
 }
 LOOSE = ("seed", "repeats", "backbones", "classifiers")
+# DVC takes them for the size of a file and the number of files in a folder, and leaves them out wherever they stand
+# when it looks for an earlier result (dvc/stage/cache.py): with another value there, it would give back the old result.
+UNSEEN_BY_DVC = ("size", "nfiles")
+RENAMED = {"explain.patterns.size": "explain.patterns.input_size"}
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -85,6 +94,7 @@ def check(values: Mapping[str, Any]) -> None:
         except params.ParamsError as error:
             problems.append(str(error))
 
+    problems += _unseen_by_dvc(values)
     allowed = (*BLOCKS, *LOOSE)
     problems += [params.unknown_key(str(key), allowed) for key in values if key not in allowed]
     attempt(lambda: _check_count("seed", params.lookup(values, "seed"), at_least=0))
@@ -122,6 +132,57 @@ def check_against_results(values: Mapping[str, Any], *, split: bool = True) -> N
             _check_unfreeze(params.parse(values["fine_tune"], FineTuneBlock, where="fine_tune"), name)
     for name, layers in values["explain"]["layers"].items():
         _check_are_layers(f"explain.layers.{name}", layers, name)
+
+
+def check_text(text: str) -> None:
+    """Refuse numbers of a params file that DVC would record as others. Raises ParamsError.
+
+    010 is 8 in YAML 1.1, which stages read, and 10 in YAML 1.2, which DVC reads: to DVC, 10 in its place is no change.
+    """
+    for token in yaml.scan(text):
+        octal = isinstance(token, yaml.ScalarToken) and token.plain and re.fullmatch("[-+]?0[0-7_]+", token.value)
+        if octal and int(token.value, 8) != int(token.value):
+            raise params.ParamsError(
+                f"params.yaml: line {token.start_mark.line + 1}: {token.value} is {int(token.value, 8)} to a stage and "
+                f"{int(token.value)} to DVC: write the number without a 0 in front"
+            )
+
+
+def check_runs(values: Mapping[str, Any]) -> None:
+    """Require that every declared run was made with the parameters that params.yaml has now. Raises ParamsError.
+
+    A run that is not there is left to whoever reads it.
+    """
+    problems: list[str] = []
+    for run in params.declared_runs(values):
+        path = artifacts.RUNS / run.name / "record.json"
+        if path.exists():
+            recorded, current = artifacts.read_record(path).parameters, identity.inputs_of(run, values).params
+            problems += [
+                f"params.yaml: {key} is {now}, but {path.parent} was made with {then}"
+                for key, then, now in changes.differences(recorded, current)
+            ]
+    if problems:
+        raise params.ParamsError("\n".join([*problems, "Run `dvc repro`, which makes these runs again"]))
+
+
+def _unseen_by_dvc(value: Any, where: str = "") -> list[str]:
+    """Return a message for each key, at any depth, whose value DVC would not see."""
+    found = []
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ():
+        key = f"{where}.{name}" if where else str(name)
+        if name in UNSEEN_BY_DVC:
+            now = f"It is called {RENAMED[key]} now" if key in RENAMED else "Choose another name"
+            found.append(
+                f"params.yaml: {key}: nothing may be called {name}. DVC leaves out what is called so when it looks "
+                f"for an earlier result, and would give back that of another value. {now}"
+            )
+        found += _unseen_by_dvc(inner, key)
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_built(backbone: str) -> bool:

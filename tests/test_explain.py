@@ -23,7 +23,7 @@ SIZE, PER_CLASS = 32, 5
 VALUES = {
     "seed": 0,
     "compute": {"threads": 2},
-    "explain": {"layers": {}, "images": 2, "patterns": {"filters": 2, "steps": 3, "size": None}},
+    "explain": {"layers": {}, "images": 2, "patterns": {"filters": 2, "steps": 3, "input_size": None}},
 }
 
 

@@ -65,7 +65,7 @@ def test_the_committed_params_are_valid(values):
         ("explain.layers", {"vgg": ["conv"]}, r"explain\.layers: unknown 'vgg'.*Choose from: efficientnet_lite0, small_c"),
         ("explain.layers", {"small_convnet": []}, r"explain\.layers\.small_convnet must be .*at least 1 item"),
         ("explain.images", 0, r"explain\.images must be greater than or equal to 1, received 0"),
-        ("explain.patterns.size", 16, r"explain\.patterns\.size must be greater than or equal to 32, received 16"),
+        ("explain.patterns.input_size", 16, r"explain\.patterns\.input_size must be greater than or equal to 32, received 16"),
         ("backbone.preprocess", "caffe", r"backbone\.preprocess must be 'backbone', 'rescale' or 'none', received 'caffe'"),
         ("backbone.input_size", 31, r"backbone\.input_size must be greater than or equal to 32, received 31"),
         ("backbone.variants", {"vgg16": {"network": "vgg16"}}, r"called otherwise than a network: 'vgg16' is one"),

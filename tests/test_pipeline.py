@@ -40,7 +40,7 @@ TINY = {
     "scratch.epochs": 2,
     "scratch.input_size": 32,
     "explain.images": 1,
-    "explain.patterns": {"filters": 1, "steps": 2, "size": 32},
+    "explain.patterns": {"filters": 1, "steps": 2, "input_size": 32},
     "compare.bootstrap_samples": 200,
 }
 RUNS = {

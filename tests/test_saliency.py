@@ -9,7 +9,7 @@ from pipeline import networks, saliency
 
 SIZE = 32
 RED, BLUE = (slice(4, 8), slice(20, 24)), (slice(24, 30), slice(2, 8))
-PATTERNS = saliency.PatternParams(filters=2, steps=10, size=None)
+PATTERNS = saliency.PatternParams(filters=2, steps=10, input_size=None)
 
 
 @pytest.fixture(scope="module")
@@ -254,12 +254,12 @@ def test_ascent_raises_the_response_of_every_filter_of_a_deeper_layer_and_repeat
     again = made(network, "block3_conv", [0, 1, 2, 3])
     assert images.tobytes() == again.images.tobytes()
     # Also at a size that what follows the layer, here a Flatten, could not take.
-    assert made(network, "block3_conv", [1], size=48).images.shape == (1, 48, 48, 3)
+    assert made(network, "block3_conv", [1], input_size=48).images.shape == (1, 48, 48, 3)
 
 
 def test_a_size_that_the_network_cannot_take_names_the_parameter(keras):
     inputs = keras.Input((SIZE, SIZE, 3))
     conv = keras.layers.Conv2D(2, 1, name="conv")(keras.layers.Reshape((SIZE // 2, SIZE * 2, 3))(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(conv)))
-    with pytest.raises(saliency.SaliencyError, match=r"cannot take .* 48 x 48 .*explain\.patterns\.size to null"):
-        made(saliency.ExplainedNetwork(model, n_classes=2), "conv", [0], size=48)
+    with pytest.raises(saliency.SaliencyError, match=r"cannot take .* 48 x 48 .*explain\.patterns\.input_size to null"):
+        made(saliency.ExplainedNetwork(model, n_classes=2), "conv", [0], input_size=48)

@@ -888,6 +888,23 @@ def test_without_the_backbone_everything_but_the_model_is_shown(
     assert "1 added, 5 already there" in said
 
 
+def test_a_run_of_other_params_is_not_shown_as_computed_from_todays(
+    tracked: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sync` and `ui` may be called between an edit and `dvc repro`, whose run then has the input key of these params."""
+    monkeypatch.setattr(identity.Inputs, "key", lambda inputs, sha256: "of todays")
+
+    def keys(**different: int) -> list[str | None]:
+        for run in RUNS:
+            path = artifacts.RUNS / run.name / "record.json"
+            current = identity.inputs_of(run, tracked.declared()).params
+            artifacts.write_json(path, artifacts.read_json(path) | {"parameters": {**current, **different}})
+        return [method.input_key for method in track.collect(tracked).methods]
+
+    assert keys() == ["of todays"] * 2
+    assert keys(seed=7) == [None, None]
+
+
 def test_pages_of_what_a_network_sees_are_shown_with_the_training_that_they_show(tracked: Params) -> None:
     for run in RUNS:  # of these, only the head is to be explained
         about = {"record": identity.record_digest(artifacts.RUNS / run.name)}

@@ -90,7 +90,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         record=record,
         record_digest=identity.record_digest(directory),
         directory=directory,
-        input_key=_input_key(run, params, sha256),
+        input_key=_input_key(run, record, params, sha256),
         validation=_validation(record, directory, params),
         test={name: tracking.Interval(score["value"], score["low"], score["high"]) for name, score in test.items()},
         champion=entry["champion"],
@@ -142,9 +142,13 @@ def _validation(record: artifacts.Record, directory: Path, params: Params) -> tu
     )
 
 
-def _input_key(run: Run, params: Params, sha256: Callable[[Path], str]) -> str | None:
-    """Return the run's input key, or None where only its results were fetched, and not what it was computed from."""
+def _input_key(run: Run, record: artifacts.Record, params: Params, sha256: Callable[[Path], str]) -> str | None:
+    """Return the run's input key, or None where what it was computed from is not here: params.yaml has other values by
+    now, or only the results were fetched."""
+    inputs = identity.inputs_of(run, params.declared())
+    if inputs.params != record.parameters:
+        return None
     try:
-        return identity.inputs_of(run, params.declared()).key(sha256)
+        return inputs.key(sha256)
     except artifacts.ArtifactError:
         return None
