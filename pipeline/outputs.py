@@ -103,7 +103,7 @@ def remedy(output: Output) -> str:
     """Return the commands that bring back what dvc.lock says. DVC alone may think that it is there already."""
     stage, path = output[0], shlex.quote(output[1])
     return (
-        f"rm -r {path} && dvc checkout {path}  # if git keeps it: git checkout -- {path}\n"
+        f"rm -rf {path} && dvc checkout {path}  # if git keeps it: git checkout -- {path}\n"
         f"dvc repro --force --single-item {stage}  # makes it again, should DVC's cache be wrong as well"
     )
 

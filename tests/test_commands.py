@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, leaderboard, params, params_file, predictor
+from pipeline import artifacts, leaderboard, outputs, params, params_file, predictor
 from pipeline.calibration import calibrators
-from pipeline.commands import demo, lock, predict, prune
+from pipeline.commands import demo, lock, predict, prune, sync, ui
 from pipeline.errors import BakeoffError
+from pipeline.stages import track
 
 VALUES = {
     "backbones": ["kept"],
@@ -191,7 +192,7 @@ def test_lock_reads_the_bytes_and_tells_an_edit_from_another_result(repository, 
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["1 of 2 outputs identical to the committed lock:", "  edited: a.npy (a)"]
     assert said[2].startswith("edited: not what dvc.lock here says")
-    assert said[3].startswith("  rm -r a.npy && dvc checkout a.npy ")
+    assert said[3].startswith("  rm -rf a.npy && dvc checkout a.npy ")
     assert said[4].startswith("  dvc repro --force --single-item a ")
 
 
@@ -418,6 +419,61 @@ def test_predict_refuses_a_calibrator_of_another_training(calibrated):
     with pytest.raises(BakeoffError, match="calibrates other predictions"):
         predict.main(arguments(predict, "photo.jpg"))
     assert predict.main(arguments(predict, "photo.jpg", "--uncalibrated")) == 0
+
+
+def write_lock_of(*paths: Path) -> None:
+    outs = [{"path": path.as_posix(), "hash": "md5", "md5": dict(outputs.digests([path.as_posix()]))[path.as_posix()]}
+            for path in paths]  # fmt: skip
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"made@it": {"cmd": "x", "outs": outs}}}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["champion", "by name", "by path", "member"])
+def test_predict_loads_no_run_that_is_not_the_one_of_the_lock(calibrated, monkeypatch, capsys, how):
+    run = artifacts.RUNS / "lite-svm"
+    members = [{"run": "lite-svm", "weight": 1.0}]
+    artifacts.write_json(leaderboard.DETAILS, {"ensemble": {"members": members}})
+    artifacts.write_text(run / "model.npz", "weights")
+    options = {"champion": [], "by name": ["--run", "lite-svm"], "by path": ["--run", str(calibrated / run)],
+               "member": ["--ensemble"]}[how]  # fmt: skip
+    monkeypatch.setattr(predictor, "load", lambda run, store, calibrator=None: Stub(calibrator))
+    write_lock_of(run, artifacts.LEADERBOARD, artifacts.CALIBRATION, leaderboard.DETAILS)
+    assert predict.main(arguments(predict, "photo.jpg", *options)) == 0
+    replace_text(run / "model.npz", "weightz")
+    monkeypatch.delattr(predictor, "load")
+    with pytest.raises(BakeoffError, match=r"runs/lite-svm is not what dvc\.lock says.*\nrm -rf results/runs/lite-svm &&"):
+        predict.main(arguments(predict, "photo.jpg", *options))
+
+
+def replace_text(path: Path, text: str) -> None:
+    before = path.stat()
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("path", [artifacts.LEADERBOARD, artifacts.CALIBRATION])
+def test_predict_takes_no_choice_and_no_calibrator_that_is_not_the_one_of_the_lock(calibrated, monkeypatch, path):
+    write_lock_of(path)
+    text = path.read_text(encoding="utf-8")
+    replace_text(path, text.replace("true", "1").replace("2.0", "9.0"))
+    monkeypatch.delattr(predictor, "load")
+    with pytest.raises(BakeoffError, match=f"^{path} is not what dvc.lock says"):
+        predict.main(arguments(predict, "photo.jpg"))
+
+
+def test_sync_and_ui_log_no_run_that_is_not_the_one_of_the_lock(project, monkeypatch):
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    monkeypatch.delattr(track, "collect")
+    run, network = artifacts.RUNS / "kept-head", artifacts.BACKBONES / "kept"
+    for changed in (run, network):
+        write_lock_of(run, network)
+        (changed / "file").write_text("changed", encoding="utf-8")
+        with pytest.raises(BakeoffError, match=f"^{changed} is not what dvc.lock says"):
+            sync.main(arguments(sync))
+        with pytest.raises(BakeoffError, match=f"^{changed} is not what dvc.lock says"):
+            ui.main(arguments(ui))
+    with pytest.raises(AttributeError, match="collect"):
+        write_lock_of(run, network)
+        sync.main(arguments(sync))
 
 
 def test_predict_averages_the_members_of_the_ensemble_by_their_weights(calibrated, monkeypatch, capsys):

@@ -530,7 +530,7 @@ def test_results_that_are_not_those_of_the_lock_are_a_problem_and_missing_ones_a
     (finding,) = results.results()
     assert finding.level == "problem"
     assert finding.message.startswith("results/a b is not what dvc.lock says")
-    assert finding.remedy.splitlines()[0].startswith("rm -r 'results/a b' && dvc checkout 'results/a b'")
+    assert finding.remedy.splitlines()[0].startswith("rm -rf 'results/a b' && dvc checkout 'results/a b'")
     assert finding.remedy.splitlines()[1].startswith("dvc repro --force --single-item a@x")
 
 

@@ -121,7 +121,7 @@ def test_a_changed_output_is_refused_and_one_that_no_lock_knows_is_not(project):
     Path("unknown").write_text("x", encoding="utf-8")
     outputs.refuse_changed([Path("unknown")])
     replace_bytes(Path("out/1"))
-    with pytest.raises(ArtifactError, match=r"^out is not what dvc\.lock says.*\nrm -r out && dvc checkout out "):
+    with pytest.raises(ArtifactError, match=r"^out is not what dvc\.lock says.*\nrm -rf out && dvc checkout out "):
         outputs.refuse_changed([project / "out"])
     outputs.refuse_changed([Path("large")])
     Path("dvc.lock").unlink()

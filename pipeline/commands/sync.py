@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, comparison, findings, metrics, params, tracking
+from pipeline import artifacts, comparison, findings, metrics, outputs, params, tracking
 from pipeline.errors import BakeoffError
 from pipeline.fairness import history, looks
 from pipeline.findings import Finding
@@ -32,11 +32,21 @@ def main(arguments: argparse.Namespace) -> int:
 
     With ``--check``: if the store does not show the records, or these are not those of dvc.lock.
     """
-    declared = params.Params(params.load(), track.READS)
     if arguments.check:
-        return check(declared)
-    report = track.fill(track.collect(declared))
-    return 1 if report.problems else 0
+        return check(params.Params(params.load(), track.READS))
+    return 1 if fill().problems else 0
+
+
+def fill() -> tracking.Report:
+    """Add what the store lacks. Raises ArtifactError before that if what is logged is not what dvc.lock says."""
+    values = params.load()
+    runs = params.declared_runs(values)
+    networks = {artifacts.BACKBONES / run.network for run in runs if run.stage == "sweep"}
+    outputs.refuse_changed(
+        [artifacts.MANIFEST, artifacts.LEADERBOARD, artifacts.CALIBRATION, *(artifacts.RUNS / run.name for run in runs)]
+        + sorted(networks)
+    )
+    return track.fill(track.collect(params.Params(values, track.READS)))
 
 
 def check(declared: params.Params) -> int:
@@ -68,19 +78,22 @@ def of_lock() -> Iterator[Finding]:
 
     try:
         with Repo() as repo:
-            outputs = [output for stage in repo.index.stages for output in stage.outs]
-            ours = [output for output in outputs if output.def_path.startswith(f"{artifacts.RESULTS.as_posix()}/")]
-            differing = [(output, state) for output in ours for state in output.workspace_status().values()]
+            declared = [(stage.addressing, output) for stage in repo.index.stages for output in stage.outs]
     except DvcException as error:
         raise BakeoffError(f"DVC cannot compare the results with dvc.lock: {error}") from None
-    for output, state in differing:
-        if state == "new":
-            yield Finding("problem", "lock", f"{output.def_path} is in no dvc.lock", "dvc repro")
-        else:
-            back = "dvc checkout --force" if output.use_cache else "git checkout --"
-            message = f"{output.def_path} was {state} since dvc.lock was written"
-            remedy = f"{back} {output.def_path}  # or, if the change is meant: dvc repro"
-            yield Finding("problem", "lock", message, remedy)
+    ours = {
+        output.def_path: (stage, output.hash_info and output.hash_info.value)
+        for stage, output in declared
+        if output.def_path.startswith(f"{artifacts.RESULTS.as_posix()}/")
+    }
+    for path, digest in outputs.digests(ours):
+        stage, recorded = ours[path]
+        if digest is not None and recorded is None:
+            yield Finding("problem", "lock", f"{path} is in no dvc.lock", "dvc repro")
+        elif digest is None or digest != recorded:
+            state = "deleted" if digest is None else "modified"
+            message = f"{path} was {state} since dvc.lock was written"
+            yield Finding("problem", "lock", message, outputs.remedy((stage, path)))
 
 
 def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
