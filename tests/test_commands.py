@@ -476,6 +476,29 @@ def test_sync_and_ui_log_no_run_that_is_not_the_one_of_the_lock(project, monkeyp
         sync.main(arguments(sync))
 
 
+def test_a_run_with_a_damaged_or_missing_file_is_an_error_that_names_it(tmp_path):
+    """Given by another path, or of a served model, it has no lock to be compared with."""
+    record = artifacts.Record(
+        stage="sweep", network="lite", method="linear_svm", classes=["a", "b"], parameters={"compute.threads": 1},
+        inputs={}, candidates=[artifacts.Candidate(name="one", parameters={})], selected=0,
+        cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
+    )  # fmt: skip
+    artifacts.write_record(tmp_path / "record.json", record)
+    (tmp_path / "features.json").write_text('{"features": {}}', encoding="utf-8")
+    with pytest.raises(BakeoffError, match=r"features\.json is damaged"):
+        predictor.load(tmp_path, tmp_path)
+    trained = {"stage": "head", "method": "head", "parameters": {"compute": {"threads": 1}}}
+    artifacts.write_record(tmp_path / "record.json", record.model_copy(update=trained))
+    with pytest.raises(BakeoffError, match=r"frozen\.json is missing"):
+        predictor.load(tmp_path)
+    artifacts.write_json(tmp_path / "frozen.json", {"tensors": [], "engine": "openvino"})
+    with pytest.raises(BakeoffError, match=r"frozen\.json is damaged"):
+        predictor.load(tmp_path)
+    artifacts.write_json(tmp_path / "frozen.json", {"tensors": [], "engine": "openvino", "precision": "float32"})
+    with pytest.raises(BakeoffError, match=r"network\.json is missing"):
+        predictor.load(tmp_path)
+
+
 def test_predict_averages_the_members_of_the_ensemble_by_their_weights(calibrated, monkeypatch, capsys):
     says = {"lite-svm": [[0.9, 0.1]], "lite-trees": [[0.3, 0.7]]}
     loaded = []
