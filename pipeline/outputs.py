@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.artifacts import ArtifactError
+from pipeline import artifacts, params
+from pipeline.errors import ArtifactError
 from pipeline.progress import progress
 
 LOCK = Path("dvc.lock")
@@ -89,6 +90,17 @@ def refuse_changed(paths: Iterable[Path]) -> None:
         if digest is not None and digest not in said[path]:
             stage = next(iter(said[path].values()))
             raise ArtifactError(f"{path} is not what {LOCK} says, {ALTERED}. Bring it back:\n{remedy((stage, path))}")
+
+
+def refuse_changed_runs() -> None:
+    """Raise ArtifactError if a run of params.yaml, what it is loaded with or the comparison is not what dvc.lock says.
+
+    For what logs models and results: nothing that was tampered with may go there as a result of this commit.
+    """
+    runs = params.declared_runs(params.load())
+    networks = [artifacts.BACKBONES / run.network for run in runs if run.stage == "sweep"]
+    compared = [artifacts.MANIFEST, artifacts.LEADERBOARD, artifacts.CALIBRATION]
+    refuse_changed([*compared, *networks, *(artifacts.RUNS / run.name for run in runs)])
 
 
 def by_path(claimed: Mapping[Output, str]) -> dict[str, dict[str, str]]:

@@ -440,7 +440,9 @@ def test_predict_loads_no_run_that_is_not_the_one_of_the_lock(calibrated, monkey
     assert predict.main(arguments(predict, "photo.jpg", *options)) == 0
     replace_text(run / "model.npz", "weightz")
     monkeypatch.delattr(predictor, "load")
-    with pytest.raises(BakeoffError, match=r"runs/lite-svm is not what dvc\.lock says.*\nrm -rf results/runs/lite-svm &&"):
+    with pytest.raises(
+        BakeoffError, match=r"runs/lite-svm is not what dvc\.lock says.*\nrm -rf results/runs/lite-svm &&"
+    ):
         predict.main(arguments(predict, "photo.jpg", *options))
 
 

@@ -94,7 +94,10 @@ def test_another_file_a_missing_array_and_another_kind_are_errors(tmp_path):
     with pytest.raises(ArtifactError, match=r"arrays\.npz is missing: run `dvc repro`"):
         npz.load(path)
     npz.save(path, **ARRAYS)
-    for asked, said in (({"weights": np.floating}, "weights"), ({"rows": np.integer}, "rows must be integer, received")):
+    for asked, said in (
+        ({"weights": np.floating}, "weights"),
+        ({"rows": np.integer}, "rows must be integer, received"),
+    ):
         with pytest.raises(ArtifactError, match=rf"arrays\.npz is damaged or of another kind \(.*{said}"):
             npz.load(path, **asked)
     np.savez_compressed(path, rows=ARRAYS["rows"])

@@ -69,8 +69,10 @@ class Comparison:
         return len(self.different) + len(self.new) + len(self.edited) + len(self.missing)
 
 
-def compare(committed: Mapping[Output, str], current: Mapping[Output, str], found: Mapping[str, str | None]) -> Comparison:
-    """Compare the digests ``found`` at the paths of two locks' outputs with both: the committed one and the one here."""
+def compare(
+    committed: Mapping[Output, str], current: Mapping[Output, str], found: Mapping[str, str | None]
+) -> Comparison:
+    """Compare the digests ``found`` at paths with those of two locks: the committed one and the one here."""
     comparison = Comparison([], [], [], [], [])
     for output in sorted({*committed, *current}):
         digest = found[output[1]]

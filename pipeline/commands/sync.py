@@ -32,21 +32,12 @@ def main(arguments: argparse.Namespace) -> int:
 
     With ``--check``: if the store does not show the records, or these are not those of dvc.lock.
     """
+    declared = params.Params(params.load(), track.READS)
     if arguments.check:
-        return check(params.Params(params.load(), track.READS))
-    return 1 if fill().problems else 0
-
-
-def fill() -> tracking.Report:
-    """Add what the store lacks. Raises ArtifactError before that if what is logged is not what dvc.lock says."""
-    values = params.load()
-    runs = params.declared_runs(values)
-    networks = {artifacts.BACKBONES / run.network for run in runs if run.stage == "sweep"}
-    outputs.refuse_changed(
-        [artifacts.MANIFEST, artifacts.LEADERBOARD, artifacts.CALIBRATION, *(artifacts.RUNS / run.name for run in runs)]
-        + sorted(networks)
-    )
-    return track.fill(track.collect(params.Params(values, track.READS)))
+        return check(declared)
+    outputs.refuse_changed_runs()
+    report = track.fill(track.collect(declared))
+    return 1 if report.problems else 0
 
 
 def check(declared: params.Params) -> int:

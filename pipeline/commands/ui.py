@@ -14,10 +14,10 @@ import time
 import urllib.request
 from typing import IO
 
-from pipeline import tracking
-from pipeline.commands import sync
+from pipeline import outputs, params, tracking
 from pipeline.errors import BakeoffError
 from pipeline.progress import SECONDS_BETWEEN_LINES, say
+from pipeline.stages import track
 
 HOST = "127.0.0.1"
 PORTS_TO_TRY = 20
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # its terminal was closed, or the machine shuts down
         signal.signal(number, signal.default_int_handler)
-    experiment = sync.fill().experiment
+    outputs.refuse_changed_runs()
+    experiment = track.fill(track.collect(params.Params(params.load(), track.READS))).experiment
     store = tracking.locate()
     if store.uri.startswith(("http://", "https://")):
         say(f"MLflow: {tracking.address(store.uri.rstrip('/'), experiment)}")
