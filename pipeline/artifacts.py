@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 import pydantic
 
 from pipeline import npz
-from pipeline.errors import BakeoffError, system_reason
+from pipeline.errors import ArtifactError, BakeoffError, reading, system_reason
 
 PARTS = ("train", "validation", "test")
 CATALOG = Path("data/catalog.csv")
@@ -45,10 +44,6 @@ MANIFEST_COLUMNS = ("path", "label", "split", "group", "stratum", "sha256")
 
 # With less than this free, whatever a library says went wrong while it wrote: the disk is full.
 NO_ROOM_BYTES = 64 * 1024
-
-
-class ArtifactError(BakeoffError):
-    """A file between two stages is missing or breaks its contract."""
 
 
 class WriteError(BakeoffError):
@@ -149,12 +144,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    try:
+    """Return the contents of a JSON file. Raises ArtifactError if it is missing or damaged."""
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -166,15 +158,15 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as text. Raises ArtifactError unless its header is exactly ``columns``."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != tuple(columns):
-                raise ArtifactError(f"{path} must have the columns {list(columns)}, received {reader.fieldnames}")
-            return list(reader)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
+    """Return the rows of a CSV file as text. Raises ArtifactError unless header and rows have exactly ``columns``."""
+    with reading(path), path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise ArtifactError(f"{path} must have the columns {list(columns)}, received {reader.fieldnames}")
+        rows = list(reader)
+        if cut := [number for number, row in enumerate(rows, start=1) if None in row or None in row.values()]:
+            raise ValueError(f"row {cut[0]} has not {len(columns)} columns")
+        return rows
 
 
 # --- the split -----------------------------------------------------------------------------------------------------
@@ -264,12 +256,8 @@ def read_features(directory: Path, part: Part) -> np.ndarray:
     Raises ArtifactError if the file is missing, has another shape or dtype, or holds a value that is not finite.
     """
     path = directory / f"{part.name}.npy"
-    try:
-        features = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not a whole .npy file: {error}") from None
+    with reading(path):
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
     if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(part):
         raise ArtifactError(f"{path} must be float32 ({len(part)}, width), received {features.dtype} {features.shape}")
     if not np.isfinite(features).all():
@@ -313,14 +301,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            repeats = {name: arrays[name] for name in _REPEATS if name in arrays}
-            predictions = Predictions(arrays["validation"], arrays["test"], **repeats)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: run `dvc repro`") from None
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} is not a whole predictions file: {error}") from None
+    arrays = npz.load(path)
+    with reading(path):
+        repeats = {name: arrays[name] for name in _REPEATS if name in arrays}
+        predictions = Predictions(arrays["validation"], arrays["test"], **repeats)
     _check_predictions(path, predictions)
     return predictions
 
@@ -439,10 +423,8 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    try:
+    with reading(path):
         return Record.model_validate(read_json(path))
-    except pydantic.ValidationError as error:
-        raise ArtifactError(f"{path} is not a run's record: {error}") from None
 
 
 def read_calibrator(run: Path, saved: Path = CALIBRATION) -> Mapping[str, Any] | None:
@@ -450,12 +432,16 @@ def read_calibrator(run: Path, saved: Path = CALIBRATION) -> Mapping[str, Any] |
 
     Raises ArtifactError if it was fitted on other predictions than the run's.
     """
-    found = read_json(saved)["runs"].get(run.name) if saved.exists() else None
-    if found is None:
-        return None
-    if found["predictions"] != sha256_file(run / "predictions.npz"):
+    with reading(saved):
+        found = read_json(saved)["runs"].get(run.name) if saved.exists() else None
+        if found is None:
+            return None
+        calibrator, calibrated = found["calibrator"], found["predictions"]
+    with reading(run / "predictions.npz"):
+        predictions = sha256_file(run / "predictions.npz")
+    if calibrated != predictions:
         raise ArtifactError(f"{saved} calibrates other predictions than those of {run}: run `dvc repro`")
-    return found["calibrator"]
+    return calibrator
 
 
 # --- digests -------------------------------------------------------------------------------------------------------

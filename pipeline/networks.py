@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pydantic
 
 from pipeline import artifacts
-from pipeline.errors import BakeoffError
+from pipeline.errors import BakeoffError, reading
 from pipeline.progress import announce
 
 if TYPE_CHECKING:
@@ -157,10 +157,8 @@ def write_spec(spec: NetworkSpec, directory: Path) -> None:
 def read_spec(directory: Path) -> NetworkSpec:
     """Return the spec of a stored backbone. Raises ArtifactError if it is missing or breaks the contract."""
     path = directory / SPEC
-    try:
+    with reading(path):
         return NetworkSpec.model_validate(artifacts.read_json(path))
-    except pydantic.ValidationError as error:
-        raise artifacts.ArtifactError(f"{path} is not a network's spec: {error}") from None
 
 
 def save(model: keras.Model, directory: Path) -> None:
@@ -191,14 +189,10 @@ def load(directory: Path) -> keras.Model:
     start_tensorflow()
     import keras
 
-    for name in (ARCHITECTURE, WEIGHTS):
-        if not (directory / name).is_file():
-            raise artifacts.ArtifactError(f"{directory / name} is missing: run `dvc repro`")
-    try:
+    with reading(directory / ARCHITECTURE):
         model = keras.models.model_from_json((directory / ARCHITECTURE).read_text(encoding="utf-8"))
+    with reading(directory / WEIGHTS):
         model.load_weights(directory / WEIGHTS)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise artifacts.ArtifactError(f"{directory} does not hold a whole network: {error}") from error
     return model
 
 

@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.errors import reading
+
 UNIX = 3
 READABLE = 0o600 << 16
 
@@ -27,3 +29,16 @@ def save(file: Path | BinaryIO, **arrays: np.ndarray) -> None:
             entry.create_system, entry.external_attr = UNIX, READABLE
             # Written at once, so that its size is known beforehand: no release then reserves fields for larger files.
             archive.writestr(entry, content.getbuffer())
+
+
+def load(path: Path, **dtypes: type[np.generic]) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name: those of ``dtypes``, kinds such as ``np.floating``, in that order, else all.
+
+    Checksums are compared. Raises ArtifactError if the file is damaged, or an array is missing or of another kind.
+    """
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        arrays = {name: found[name] for name in dtypes or found.files}
+        for name, kind in dtypes.items():
+            if not np.issubdtype(arrays[name].dtype, kind):
+                raise TypeError(f"{name} must be {kind.__name__}, received {arrays[name].dtype}")
+    return arrays

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline import activations, artifacts, feature_store, images, inference, networks
 from pipeline.calibration import calibrators
+from pipeline.errors import reading
 from pipeline.training import cutting
 from pipeline.views import AskedViews
 
@@ -100,38 +101,43 @@ def load(
 def _of_classifier(
     run: Path, record: artifacts.Record, backbones: Path, store: feature_store.FeatureStore | None
 ) -> Predictor:
-    meta = artifacts.read_json(run / "features.json")
+    with reading(run / "features.json"):
+        meta = artifacts.read_json(run / "features.json")
+        chosen = activations.FeatureParams.model_validate(meta["features"])
+        image_params = images.ImageParams.model_validate(meta["images"])
+        compute = _compute(meta, threads=record.parameters["compute.threads"])
+        identity = {key: meta[key] for key in ("network_sha256", "tensors")}
     directory = backbones / record.network
-    chosen = activations.FeatureParams.model_validate(meta["features"])
-    if artifacts.sha256_path(directory) != meta["network_sha256"]:
+    if artifacts.sha256_path(directory) != identity["network_sha256"]:
         raise artifacts.ArtifactError(f"{directory} is not the network that {run} was trained with: run `dvc repro`")
-    compute = _compute(meta, threads=record.parameters["compute.threads"])
     frozen = inference.FrozenNetwork(
         lambda: activations.features_of(directory, chosen),
         compute=compute,
-        converted=store and store.directory_of({key: meta[key] for key in ("network_sha256", "tensors")}),
+        converted=store and store.directory_of(identity),
     )
     fitted = importlib.import_module(f"pipeline.classifiers.{record.method}").load(run)
-    image_params = images.ImageParams.model_validate(meta["images"])
     return Predictor(tuple(record.classes), image_params, frozen, fitted.predict_proba, compute.threads)
 
 
 def _of_network(run: Path, record: artifacts.Record, store: feature_store.FeatureStore | None) -> Predictor:
-    about = artifacts.read_json(run / "frozen.json")
-    compute = _compute(about, threads=record.parameters["compute"]["threads"])
-    digests = {name: artifacts.sha256_file(run / name) for name in (networks.ARCHITECTURE, networks.WEIGHTS)}
+    with reading(run / "frozen.json"):
+        about = artifacts.read_json(run / "frozen.json")
+        asked = AskedViews.from_about(about)
+        identity = {key: about[key] for key in ("network_sha256", "tensors")} if about["tensors"] else None
+        compute = _compute(about, threads=record.parameters["compute"]["threads"])
+    digests = {name: artifacts.sha256_path(run / name) for name in (networks.ARCHITECTURE, networks.WEIGHTS)}
     split = functools.cache(lambda: cutting.split(networks.load(run)))
     tail = inference.FrozenNetwork(
         lambda: split().tail, compute=compute.in_float32(), converted=store and store.directory_of(digests)
     )
     image_params = images.ImageParams.model_validate(record.parameters["images"])
-    classes, asked = tuple(record.classes), AskedViews.from_about(about)
-    if not about["tensors"]:
+    classes = tuple(record.classes)
+    if identity is None:
         return Predictor(classes, image_params, tail, lambda rows: rows, compute.threads, asked)
     frozen = inference.FrozenNetwork(
         lambda: split().frozen,
         compute=compute,
-        converted=store and store.directory_of({key: about[key] for key in ("network_sha256", "tensors")}),
+        converted=store and store.directory_of(identity),
     )
     return Predictor(classes, image_params, frozen, tail.run, compute.threads, asked)
 

@@ -67,6 +67,31 @@ def test_json_is_sorted_and_refuses_what_json_does_not_have(tmp_path):
     assert artifacts.read_json(path) == {"a": 2, "b": 1}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": [1, 2', b'{"a": "\xff"}', b"\x00" * 100])
+def test_json_that_is_damaged_is_an_error_that_names_the_file_and_what_mends_it(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"a\.json is damaged.*dvc checkout"):
+        artifacts.read_json(tmp_path / "a.json")
+    with pytest.raises(ArtifactError, match=r"a\.json is damaged"):
+        artifacts.read_record(tmp_path / "a.json")
+
+
+def test_a_table_that_is_cut_off_is_an_error_that_names_the_file(tmp_path):
+    path = manifest(tmp_path / "m.csv", ROWS)
+    whole = path.read_bytes()
+    for content in (whole[:-70], whole.replace(b"train", b"tr\xffin", 1), whole.replace(b"train/", b'"train/', 1)):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"m\.csv is damaged"):
+            artifacts.read_part("train", path)
+
+
+def test_a_calibrator_that_is_not_one_is_an_error_that_names_the_file(tmp_path):
+    for content in ("[]", '{"runs": {"run": {}}}', '{"runs": 1}'):
+        (tmp_path / "calibration.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ArtifactError, match=r"calibration\.json is damaged"):
+            artifacts.read_calibrator(tmp_path / "run", tmp_path / "calibration.json")
+
+
 def test_a_part_has_sorted_classes_and_rows_in_manifest_order(tmp_path):
     part = artifacts.read_part("train", manifest(tmp_path / "m.csv", ROWS))
     assert part.classes == ("a", "b")
@@ -111,7 +136,7 @@ def test_features_are_checked_against_the_manifest(tmp_path):
     with pytest.raises(ArtifactError, match=r"must be float32 \(2, width\), received float32 \(3, 3\)"):
         artifacts.read_features(tmp_path, part)
     (tmp_path / "train.npy").write_bytes(b"\x93NUMPY half")
-    with pytest.raises(ArtifactError, match="not a whole .npy file"):
+    with pytest.raises(ArtifactError, match=r"train\.npy is damaged"):
         artifacts.read_features(tmp_path, part)
 
 
@@ -126,7 +151,7 @@ def test_predictions_must_be_probabilities(tmp_path):
         with pytest.raises(ArtifactError):
             artifacts.write_predictions(path, Predictions(good.validation, bad))
     path.write_bytes(first[: len(first) // 2])
-    with pytest.raises(ArtifactError, match="not a whole predictions file"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         artifacts.read_predictions(path)
 
 

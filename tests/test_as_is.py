@@ -228,6 +228,18 @@ def test_the_stored_network_answers_if_it_is_what_is_asked_for(project, capsys):
         assert "building" not in capsys.readouterr().err
 
 
+def test_a_stored_network_that_is_not_the_one_of_the_lock_does_not_answer(project, capsys, monkeypatch):
+    path = (artifacts.BACKBONES / "efficientnet_lite0").as_posix()
+    outs = [{"path": path, "hash": "md5", "md5": f"{0:032}.dir"}]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"backbone@x": {"outs": outs}}}), encoding="utf-8")
+    monkeypatch.delattr(networks, "load")
+    try:
+        assert command_line(["as-is", "photos/daisy.png"]) == 1
+        assert f"error: {path} is not what dvc.lock says" in capsys.readouterr().err
+    finally:
+        Path("dvc.lock").unlink()
+
+
 @pytest.mark.slow
 def test_the_command_prints_vgg16s_top_five(project, capsys):
     assert command_line(["as-is", "photos/daisy.png", "--backbone", "vgg16", "--weights", "random"]) == 0

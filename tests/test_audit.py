@@ -541,7 +541,7 @@ def test_a_finished_pipeline_passes_its_audit_and_a_typed_in_number_does_not(fin
     assert done.returncode == 1
     said = " ".join(done.stdout.split())
     assert "results/runs/efficientnet_lite0-head was modified since dvc.lock was written" in said
-    assert "-> dvc checkout --force results/runs/efficientnet_lite0-head" in done.stdout
+    assert "-> rm -rf results/runs/efficientnet_lite0-head && dvc checkout results/runs/eff" in done.stdout
     assert "test_roc_auc is 0.999" in done.stdout
     assert "problem  leaderboard" in done.stdout and "rank is 9, should be 1" in said
     assert "Traceback" not in done.stderr

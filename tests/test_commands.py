@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,10 +14,11 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, leaderboard, params, params_file, predictor
+from pipeline import artifacts, leaderboard, outputs, params, params_file, predictor
 from pipeline.calibration import calibrators
-from pipeline.commands import demo, lock, predict, prune
+from pipeline.commands import demo, lock, predict, prune, sync, ui
 from pipeline.errors import BakeoffError
+from pipeline.stages import track
 
 VALUES = {
     "backbones": ["kept"],
@@ -115,10 +118,23 @@ def test_prune_before_the_first_run_has_nothing_to_do(tmp_path):
 # --- lock ----------------------------------------------------------------------------------------------------------
 
 
-def lock_text(**digests: str) -> str:
-    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": digest * 32}]}
-              for name, digest in digests.items()}  # fmt: skip
+def lock_text(**contents: str) -> str:
+    """Return a dvc.lock that says that every stage wrote its content into NAME.npy."""
+    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": md5(content)}]}
+              for name, content in contents.items()}  # fmt: skip
     return yaml.safe_dump({"schema": "2.0", "stages": stages})
+
+
+def md5(content: str) -> str:
+    return hashlib.md5(content.encode(), usedforsecurity=False).hexdigest()
+
+
+def run(**contents: str) -> str:
+    """Write what stages would write, with dvc.lock, whose text is returned."""
+    for name, content in contents.items():
+        Path(f"{name}.npy").write_text(content, encoding="utf-8")
+    Path("dvc.lock").write_text(lock_text(**contents), encoding="utf-8")
+    return lock_text(**contents)
 
 
 def git(*command: str) -> None:
@@ -146,32 +162,55 @@ def commit_lock(text: str) -> None:
 
 
 def test_lock_counts_identical_outputs(repository, capsys):
-    commit_lock(lock_text(a="1", b="2"))
+    commit_lock(run(a="1", b="2"))
     assert lock.main(arguments(lock, "--check")) == 0
     assert capsys.readouterr().out == "2 of 2 outputs identical to the committed lock\n"
 
 
 def test_lock_names_what_differs_is_new_or_missing(repository, capsys):
-    commit_lock(lock_text(a="1", b="2", c="3"))
-    Path("dvc.lock").write_text(lock_text(a="1", b="9", d="4"), encoding="utf-8")
+    commit_lock(run(a="1", b="2", c="3"))
+    Path("c.npy").unlink()
+    run(a="1", b="9", d="4")
     assert lock.main(arguments(lock)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "1 of 4 outputs identical to the committed lock:",
         "  different: b.npy (b)",
         "  new: d.npy (d)",
         "  missing: c.npy (c)",
+        f"missing: {lock.GET_MISSING}",
     ]
     assert lock.main(arguments(lock, "--check")) == 1
 
 
+def test_lock_reads_the_bytes_and_tells_an_edit_from_another_result(repository, capsys):
+    """Of the same size and time, in the same inode: what `dvc status` looks at."""
+    commit_lock(run(a="1", b="2"))
+    before = os.stat("a.npy")
+    Path("a.npy").write_text("9", encoding="utf-8")
+    os.utime("a.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert lock.main(arguments(lock, "--check")) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["1 of 2 outputs identical to the committed lock:", "  edited: a.npy (a)"]
+    assert said[2].startswith("edited: not what dvc.lock here says")
+    assert said[3].startswith("  rm -rf a.npy && dvc checkout a.npy ")
+    assert said[4].startswith("  dvc repro --force --single-item a ")
+
+
+def test_lock_is_of_what_is_on_disk_also_where_the_lock_here_was_edited(repository, capsys):
+    commit_lock(run(a="1"))
+    Path("dvc.lock").write_text(lock_text(a="2"), encoding="utf-8")
+    assert lock.main(arguments(lock, "--check")) == 1
+    assert "  edited: a.npy (a)" in capsys.readouterr().out
+
+
 def test_lock_names_stages_that_are_no_more_and_does_not_count_them(repository, capsys):
-    commit_lock(lock_text(**{"a": "1", "m@one": "2", "m@gone": "3"}))
+    commit_lock(run(**{"a": "1", "m@one": "2", "m@gone": "3"}))
     assert lock.main(arguments(lock, "--check")) == 0
     assert capsys.readouterr().out.splitlines() == [
         "2 of 2 outputs identical to the committed lock",
         "not counted, because dvc.yaml and params.yaml no longer declare them: m@gone",
     ]
-    Path("dvc.lock").write_text(lock_text(**{"a": "1", "m@one": "2"}), encoding="utf-8")
+    run(**{"a": "1", "m@one": "2"})
     assert lock.main(arguments(lock, "--check")) == 0
     assert capsys.readouterr().out == "2 of 2 outputs identical to the committed lock\n"
 
@@ -184,19 +223,32 @@ def test_lock_with_a_dvc_yaml_that_cannot_be_read_says_so(repository):
 
 
 def test_lock_compares_with_any_revision(repository, capsys):
-    commit_lock(lock_text(a="1"))
-    commit_lock(lock_text(a="2"))
+    commit_lock(run(a="1"))
+    commit_lock(run(a="2"))
     assert lock.main(arguments(lock, "--check")) == 0
     assert lock.main(arguments(lock, "--check", "--revision", "HEAD~1")) == 1
     assert "0 of 1 outputs identical to the lock at HEAD~1" in capsys.readouterr().out
 
 
 def test_lock_without_a_committed_lock_says_so(repository, capsys):
-    Path("dvc.lock").write_text(lock_text(a="1"), encoding="utf-8")
+    run(a="1")
     assert lock.main(arguments(lock)) == 0
     git("commit", "--allow-empty", "-m", "nothing")
     assert lock.main(arguments(lock)) == 0
     assert capsys.readouterr().out == "No dvc.lock at HEAD: nothing to compare 1 outputs with\n" * 2
+    Path("a.npy").write_text("edited", encoding="utf-8")
+    assert lock.main(arguments(lock, "--check")) == 1
+    assert "edited: a.npy (a)" in capsys.readouterr().out
+
+
+def test_lock_with_a_damaged_lock_says_which(repository):
+    commit_lock("stages: [")
+    run(a="1")
+    with pytest.raises(BakeoffError, match=r"dvc\.lock at HEAD cannot be read"):
+        lock.main(arguments(lock))
+    Path("dvc.lock").write_text("stages: {a: {outs: [{path: a.npy}]}}", encoding="utf-8")
+    with pytest.raises(BakeoffError, match=r"dvc\.lock cannot be read.*git checkout -- dvc\.lock"):
+        lock.main(arguments(lock))
 
 
 def test_lock_refuses_an_unknown_revision_and_a_missing_lock(repository):
@@ -367,6 +419,86 @@ def test_predict_refuses_a_calibrator_of_another_training(calibrated):
     with pytest.raises(BakeoffError, match="calibrates other predictions"):
         predict.main(arguments(predict, "photo.jpg"))
     assert predict.main(arguments(predict, "photo.jpg", "--uncalibrated")) == 0
+
+
+def write_lock_of(*paths: Path) -> None:
+    outs = [{"path": path.as_posix(), "hash": "md5", "md5": dict(outputs.digests([path.as_posix()]))[path.as_posix()]}
+            for path in paths]  # fmt: skip
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"made@it": {"cmd": "x", "outs": outs}}}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["champion", "by name", "by path", "member"])
+def test_predict_loads_no_run_that_is_not_the_one_of_the_lock(calibrated, monkeypatch, capsys, how):
+    run = artifacts.RUNS / "lite-svm"
+    members = [{"run": "lite-svm", "weight": 1.0}]
+    artifacts.write_json(leaderboard.DETAILS, {"ensemble": {"members": members}})
+    artifacts.write_text(run / "model.npz", "weights")
+    options = {"champion": [], "by name": ["--run", "lite-svm"], "by path": ["--run", str(calibrated / run)],
+               "member": ["--ensemble"]}[how]  # fmt: skip
+    monkeypatch.setattr(predictor, "load", lambda run, store, calibrator=None: Stub(calibrator))
+    write_lock_of(run, artifacts.LEADERBOARD, artifacts.CALIBRATION, leaderboard.DETAILS)
+    assert predict.main(arguments(predict, "photo.jpg", *options)) == 0
+    replace_text(run / "model.npz", "weightz")
+    monkeypatch.delattr(predictor, "load")
+    with pytest.raises(
+        BakeoffError, match=r"runs/lite-svm is not what dvc\.lock says.*\nrm -rf results/runs/lite-svm &&"
+    ):
+        predict.main(arguments(predict, "photo.jpg", *options))
+
+
+def replace_text(path: Path, text: str) -> None:
+    before = path.stat()
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("path", [artifacts.LEADERBOARD, artifacts.CALIBRATION])
+def test_predict_takes_no_choice_and_no_calibrator_that_is_not_the_one_of_the_lock(calibrated, monkeypatch, path):
+    write_lock_of(path)
+    text = path.read_text(encoding="utf-8")
+    replace_text(path, text.replace("true", "1").replace("2.0", "9.0"))
+    monkeypatch.delattr(predictor, "load")
+    with pytest.raises(BakeoffError, match=f"^{path} is not what dvc.lock says"):
+        predict.main(arguments(predict, "photo.jpg"))
+
+
+def test_sync_and_ui_log_no_run_that_is_not_the_one_of_the_lock(project, monkeypatch):
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    monkeypatch.delattr(track, "collect")
+    run, network = artifacts.RUNS / "kept-head", artifacts.BACKBONES / "kept"
+    for changed in (run, network):
+        write_lock_of(run, network)
+        (changed / "file").write_text("changed", encoding="utf-8")
+        with pytest.raises(BakeoffError, match=f"^{changed} is not what dvc.lock says"):
+            sync.main(arguments(sync))
+        with pytest.raises(BakeoffError, match=f"^{changed} is not what dvc.lock says"):
+            ui.main(arguments(ui))
+    with pytest.raises(AttributeError, match="collect"):
+        write_lock_of(run, network)
+        sync.main(arguments(sync))
+
+
+def test_a_run_with_a_damaged_or_missing_file_is_an_error_that_names_it(tmp_path):
+    """Given by another path, or of a served model, it has no lock to be compared with."""
+    record = artifacts.Record(
+        stage="sweep", network="lite", method="linear_svm", classes=["a", "b"], parameters={"compute.threads": 1},
+        inputs={}, candidates=[artifacts.Candidate(name="one", parameters={})], selected=0,
+        cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
+    )  # fmt: skip
+    artifacts.write_record(tmp_path / "record.json", record)
+    (tmp_path / "features.json").write_text('{"features": {}}', encoding="utf-8")
+    with pytest.raises(BakeoffError, match=r"features\.json is damaged"):
+        predictor.load(tmp_path, tmp_path)
+    trained = {"stage": "head", "method": "head", "parameters": {"compute": {"threads": 1}}}
+    artifacts.write_record(tmp_path / "record.json", record.model_copy(update=trained))
+    with pytest.raises(BakeoffError, match=r"frozen\.json is missing"):
+        predictor.load(tmp_path)
+    artifacts.write_json(tmp_path / "frozen.json", {"tensors": [], "engine": "openvino"})
+    with pytest.raises(BakeoffError, match=r"frozen\.json is damaged"):
+        predictor.load(tmp_path)
+    artifacts.write_json(tmp_path / "frozen.json", {"tensors": [], "engine": "openvino", "precision": "float32"})
+    with pytest.raises(BakeoffError, match=r"network\.json is missing"):
+        predictor.load(tmp_path)
 
 
 def test_predict_averages_the_members_of_the_ensemble_by_their_weights(calibrated, monkeypatch, capsys):

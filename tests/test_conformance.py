@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import params
 from pipeline.classifiers import family, table
+from pipeline.errors import ArtifactError
 from tests.families import BOOSTERS, CASES, data, data_labels, fit, saved
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,21 @@ def test_saving_and_loading_changes_no_probability_and_no_cost(name, dataset, tm
     loaded = family.find(name).load(tmp_path)
     np.testing.assert_array_equal(loaded.predict_proba(test), model.predict_proba(test))
     assert loaded.cost() == model.cost()
+
+
+@families
+def test_a_model_that_is_cut_off_is_an_error_that_names_the_file(name, tmp_path):
+    train, validation, _ = data("wine")
+    model = tmp_path / "model"
+    for file, whole in saved(fit(name, train, validation, n_classes=3).model, model).items():
+        for content in (b"", b"text", whole[: len(whole) // 20], whole[: len(whole) // 2], whole[: -len(whole) // 8]):
+            (model / file).write_bytes(content)
+            with pytest.raises(ArtifactError, match=f"{file} is damaged or of another kind"):
+                family.find(name).load(model)
+        (model / file).unlink()
+        with pytest.raises(ArtifactError, match=f"{file} is"):
+            family.find(name).load(model)
+        (model / file).write_bytes(whole)
 
 
 @pytest.fixture(scope="module")

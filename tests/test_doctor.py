@@ -23,7 +23,7 @@ from pipeline import artifacts, feature_store, findings, health, machine, proven
 from pipeline.commands import demo, doctor
 from pipeline.errors import BakeoffError
 from pipeline.findings import Finding
-from pipeline.health import hardware, inputs, installation, leftovers, stores
+from pipeline.health import hardware, inputs, installation, leftovers, results, stores
 
 
 @pytest.fixture
@@ -446,6 +446,29 @@ def test_a_remote_must_be_there_or_be_makeable_and_one_must_be_the_default(proje
     assert (finding.level, "remote 'gone' doesn't exist" in finding.message) == ("problem", True)
 
 
+def test_every_remote_that_does_not_verify_is_a_warning_whichever_file_names_it(project, monkeypatch):
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(project / "global"))
+    (project / "global").mkdir()
+    (project / ".dvc").mkdir()
+    config = "['remote \"team\"']\n    url = /team\n    verify = true\n['remote \"open\"']\n    url = /open\n"
+    (project / ".dvc" / "config").write_text(config, encoding="utf-8")
+    (finding,) = stores.verified_remotes()
+    assert (finding.level, finding.remedy) == ("warning", "dvc remote modify open verify true")
+    local = "['remote \"team\"']\n    verify = false\n['remote \"open\"']\n    verify = true\n"
+    (project / ".dvc" / "config.local").write_text(local, encoding="utf-8")
+    (project / "global" / "config").write_text("['remote \"mine\"']\n    url = /mine\n", encoding="utf-8")
+    found = stores.verified_remotes()
+    assert {finding.remedy for finding in found} == {
+        "dvc remote modify --local team verify true", "dvc remote modify --global mine verify true"
+    }  # fmt: skip
+    for finding in found:
+        subprocess.run([sys.executable, "-m", *finding.remedy.split()], check=True, capture_output=True)
+    (finding,) = stores.verified_remotes()
+    assert (finding.level, finding.message) == (
+        "ok", "what is fetched from mine, open, team is compared with its digest"
+    )  # fmt: skip
+
+
 def test_a_remote_on_a_server_that_is_away_is_a_problem_in_bounded_time(project, monkeypatch):
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(project / "none"))
     with socket.socket() as silent:
@@ -486,6 +509,47 @@ def test_kept_computations_of_another_environment_are_a_warning_and_none_counts_
     assert levels(stores.kept_computations()) == ["warning", "warning"]
     monkeypatch.setenv("BAKEOFF_FEATURE_STORE_GB", "much")
     assert health.examine("kept computations", stores.kept_computations)[0].level == "problem"
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def write_result(recorded: str, found: str) -> None:
+    digest = hashlib.md5(recorded.encode(), usedforsecurity=False).hexdigest()
+    entry = {"cmd": "a", "outs": [{"path": "results/a b", "hash": "md5", "md5": digest}, {"path": "b", "md5": "0"}]}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"a@x": entry}}), encoding="utf-8")
+    Path("results").mkdir(exist_ok=True)
+    Path("results/a b").write_text(found, encoding="utf-8")
+
+
+def test_results_that_are_not_those_of_the_lock_are_a_problem_and_missing_ones_are_none(project):
+    assert levels(results.results()) == ["ok"]
+    write_result("result", "result")
+    assert results.results() == [Finding("ok", "results", "1 outputs as dvc.lock says; 1 are not on disk")]
+    write_result("result", "resulT")
+    (finding,) = results.results()
+    assert finding.level == "problem"
+    assert finding.message.startswith("results/a b is not what dvc.lock says")
+    assert finding.remedy.splitlines()[0].startswith("rm -rf 'results/a b' && dvc checkout 'results/a b'")
+    assert finding.remedy.splitlines()[1].startswith("dvc repro --force --single-item a@x")
+
+
+def test_results_that_take_longer_than_the_time_given_are_a_warning(project):
+    write_result("result", "resulT")
+    found = results.results(seconds=-1)
+    assert levels(found) == ["warning"]
+    assert (found[0].message, found[0].remedy) == (
+        "1 of 2 outputs were not read within -1 s", "python -m pipeline lock"
+    )  # fmt: skip
+
+
+def test_results_are_left_alone_while_a_stage_writes_them(project):
+    write_result("result", "half")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc", "repro"]) as running:
+        write_lock(lock_of(running.pid))
+        assert "while a stage is running" in results.results()[0].message
+        running.kill()
+    assert levels(results.results()) == ["problem"]
 
 
 # --- leftovers -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 # of the subject matter (backbones, classifiers) within itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "npz", "seeds", "progress", "provenance", "identity"),
-    ("changes", "findings", "machine", "params_file"),
+    ("changes", "findings", "machine", "outputs", "params_file"),
     ("metrics", "networks", "plotting", "statistics", "watchdog"),
     (
         *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),

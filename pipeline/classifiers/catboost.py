@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 
 from pipeline.classifiers import boosting, family, search
+from pipeline.errors import reading
 
 if TYPE_CHECKING:
     import catboost
@@ -102,5 +103,6 @@ class Fitter(family.Fitter):
 def load(directory: Path) -> Model:
     import catboost
 
-    booster = catboost.CatBoostClassifier().load_model(str(directory / MODEL_FILE))
+    with reading(directory / MODEL_FILE):
+        booster = catboost.CatBoostClassifier().load_model(str(directory / MODEL_FILE))
     return Model(family.Preparation.load(directory), booster)

@@ -130,8 +130,9 @@ class Preparation:
 
     @classmethod
     def load(cls, directory: Path) -> Preparation:
-        with np.load(directory / PREPARATION_FILE, allow_pickle=False) as arrays:
-            return cls(int(arrays["n_classes"]), arrays["seen"], arrays["mean"], arrays["deviation"])
+        path = directory / PREPARATION_FILE
+        arrays = npz.load(path, n_classes=np.integer, seen=np.integer, mean=np.floating, deviation=np.floating)
+        return cls(int(arrays.pop("n_classes")), **arrays)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pydantic
 
 from pipeline.classifiers import boosting, family, search
 from pipeline.classifiers.trees import Tree, Trees
+from pipeline.errors import reading
 
 MODEL_FILE = "model.npz"
 BASELINE_FILE = "baseline.npy"
@@ -143,5 +144,6 @@ class Fitter(family.Fitter):
 
 
 def load(directory: Path) -> Model:
-    baseline = np.load(directory / BASELINE_FILE, allow_pickle=False)
+    with reading(directory / BASELINE_FILE):
+        baseline = np.load(directory / BASELINE_FILE, allow_pickle=False)
     return Model(family.Preparation.load(directory), baseline, Trees.load(directory / MODEL_FILE))

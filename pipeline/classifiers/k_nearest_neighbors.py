@@ -177,13 +177,9 @@ def _nearest(neighborhood: Neighborhood, features: np.ndarray, count: int) -> tu
 
 
 def load(directory: Path) -> Model:
-    with np.load(directory / MODEL_FILE, allow_pickle=False) as arrays:
-        return Model(
-            family.Preparation.load(directory),
-            features=arrays["features"],
-            labels=arrays["labels"],
-            votes=arrays["votes"],
-            n_neighbors=int(arrays["n_neighbors"]),
-            metric=str(arrays["metric"]),
-            weights=str(arrays["weights"]),
-        )
+    arrays = npz.load(
+        directory / MODEL_FILE, features=np.floating, labels=np.integer, votes=np.floating, n_neighbors=np.integer,
+        metric=np.str_, weights=np.str_,
+    )  # fmt: skip
+    scalars = {name: arrays.pop(name).item() for name in ("n_neighbors", "metric", "weights")}
+    return Model(family.Preparation.load(directory), **arrays, **scalars)

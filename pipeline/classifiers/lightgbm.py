@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 
 from pipeline.classifiers import boosting, family, search
+from pipeline.errors import reading
 
 if TYPE_CHECKING:
     import lightgbm
@@ -122,4 +123,9 @@ class Fitter(family.Fitter):
 def load(directory: Path) -> Model:
     import lightgbm
 
-    return Model(family.Preparation.load(directory), lightgbm.Booster(model_file=str(directory / MODEL_FILE)))
+    with reading(directory / MODEL_FILE):
+        text = (directory / MODEL_FILE).read_text(encoding="utf-8")
+        if "\nend of parameters\n" not in text:  # LightGBM would end the whole process
+            raise ValueError("its end is missing")
+        booster = lightgbm.Booster(model_str=text)
+    return Model(family.Preparation.load(directory), booster)

@@ -106,5 +106,5 @@ class Fitter(family.Fitter):
 
 
 def load(directory: Path) -> Model:
-    with np.load(directory / MODEL_FILE, allow_pickle=False) as arrays:
-        return Model(family.Preparation.load(directory), **arrays)
+    names = dict.fromkeys(("weights", "intercepts", "sigmoids"), np.floating)
+    return Model(family.Preparation.load(directory), **npz.load(directory / MODEL_FILE, **names))

@@ -142,5 +142,5 @@ class Softmax:
 
 
 def load(directory: Path) -> Model:
-    with np.load(directory / MODEL_FILE, allow_pickle=False) as arrays:
-        return Model(family.Preparation.load(directory), arrays["weights"], arrays["intercepts"])
+    arrays = npz.load(directory / MODEL_FILE, weights=np.floating, intercepts=np.floating)
+    return Model(family.Preparation.load(directory), **arrays)

@@ -282,5 +282,6 @@ class _Machine:
 
 
 def load(directory: Path) -> Model:
-    with np.load(directory / MODEL_FILE, allow_pickle=False) as arrays:
-        return Model(family.Preparation.load(directory), **arrays)
+    names = dict.fromkeys(("vectors", "dual", "intercepts", "gamma", "sigmoids"), np.floating)
+    arrays = npz.load(directory / MODEL_FILE, counts=np.integer, **names)
+    return Model(family.Preparation.load(directory), **arrays)

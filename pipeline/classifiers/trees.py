@@ -97,5 +97,6 @@ class Trees:
 
     @classmethod
     def load(cls, path: Path) -> Trees:
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{each.name: arrays[each.name] for each in fields(cls)})
+        real = ("threshold", "leaves")
+        kinds = {each.name: np.floating if each.name in real else np.integer for each in fields(cls)}
+        return cls(**npz.load(path, **kinds))

@@ -10,6 +10,7 @@ import numpy as np
 import pydantic
 
 from pipeline.classifiers import boosting, family, search
+from pipeline.errors import reading
 
 if TYPE_CHECKING:
     import xgboost
@@ -108,5 +109,6 @@ class Fitter(family.Fitter):
 def load(directory: Path) -> Model:
     import xgboost
 
-    booster = xgboost.Booster(model_file=str(directory / MODEL_FILE))
+    with reading(directory / MODEL_FILE):
+        booster = xgboost.Booster(model_file=str(directory / MODEL_FILE))
     return Model(family.Preparation.load(directory), booster)

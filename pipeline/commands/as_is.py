@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import activations, artifacts, imagenet, images, inference, networks, params, provenance
+from pipeline import activations, artifacts, imagenet, images, inference, networks, outputs, params, provenance
 from pipeline.backbones import choice
 from pipeline.backbones.table import BACKBONES
 from pipeline.errors import BakeoffError
@@ -104,6 +104,7 @@ def _network(
     if (stored / networks.SPEC).is_file():
         spec = networks.read_spec(stored)
         if _is_asked_for(spec, asked, seed=seed):
+            outputs.refuse_changed([stored])
             return activations.FrozenPart.up_to(_classes_of(spec), backbone=name), spec
     announce(f"building {name} with weights: {asked.weights}")
     networks.start_tensorflow()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import findings
 from pipeline.findings import Finding
-from pipeline.health import examine, examine_within, hardware, inputs, installation, leftovers, stores
+from pipeline.health import examine, examine_within, hardware, inputs, installation, leftovers, results, stores
 from pipeline.progress import announce
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ CHECKS: dict[str, Check] = {
     "weights": inputs.weights,
     "kept computations": stores.kept_computations,
     "leftovers": leftovers.leftovers,
+    "DVC remotes": stores.verified_remotes,
+    "results": results.results,
 }
 # What may be far away.
 AWAY: dict[str, Check] = {"DVC remote": stores.dvc_remote, "MLflow": stores.mlflow}

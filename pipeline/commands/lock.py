@@ -1,28 +1,23 @@
-"""Say which outputs in dvc.lock are identical to those of the committed dvc.lock.
+"""Say which outputs on disk are identical to those of the committed dvc.lock.
 
-`dvc repro` rewrites dvc.lock without a word when a result differs, so comparing is done here. It also keeps entries of
-stages that are no more, such as a classifier taken out of params.yaml; these are named and not counted.
+`dvc repro` rewrites dvc.lock without a word when a result differs, and `dvc status` trusts the times of files, so every
+byte is read here. dvc.lock also keeps entries of stages that are no more, such as a classifier taken out of
+params.yaml; these are named and not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pipeline.artifacts import ArtifactError
 from pipeline.errors import BakeoffError
+from pipeline.outputs import ALTERED, LOCK, Output, claims, digests, remedy
 from pipeline.progress import say
 
-LOCK = Path("dvc.lock")
-
-Outputs = Mapping[tuple[str, str], str]
-"""(stage, path) -> digest."""
+GET_MISSING = "`dvc checkout` or `dvc pull` fetches what is kept, `dvc repro` makes it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,43 +28,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     if not LOCK.is_file():
         raise ArtifactError(f"{LOCK} is missing: run `dvc repro`")
-    names = declared()
-    current = outputs(yaml.safe_load(LOCK.read_text(encoding="utf-8")))
-    left_over = sorted({stage for stage, _ in current} - names)
-    current = of_stages(current, names)
+    current = claims(LOCK.read_text(encoding="utf-8"))
     text = committed_text(arguments.revision)
+    committed = current if text is None else claims(text, where=f"{LOCK} at {arguments.revision}")
+    names = declared()
+    left_over = sorted({stage for stage, _ in current} - names)
+    committed, current = (
+        {output: digest for output, digest in lock.items() if output[0] in names} for lock in (committed, current)
+    )
+    comparison = compare(committed, current, dict(digests(sorted({path for _, path in (*committed, *current)}))))
     if text is None:
         say(f"No {LOCK} at {arguments.revision}: nothing to compare {len(current)} outputs with")
-        return 1 if arguments.check else 0
-    comparison = compare(of_stages(outputs(yaml.safe_load(text)), names), current)
-    say(describe(comparison, arguments.revision))
+    else:
+        name = "the committed lock" if arguments.revision == "HEAD" else f"the lock at {arguments.revision}"
+        count = len(comparison.identical)
+        say(f"{count} of {count + comparison.changes} outputs identical to {name}{':' if comparison.changes else ''}")
+    if comparison.changes:
+        say(describe(comparison))
     if left_over:
         say(f"not counted, because dvc.yaml and params.yaml no longer declare them: {', '.join(left_over)}")
-    return 1 if arguments.check and comparison.changes else 0
+    return 1 if arguments.check and (comparison.changes or text is None) else 0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outputs of two locks, each a list of (stage, path) in order."""
+    """Outputs on disk, in order.
 
-    identical: list[tuple[str, str]]
-    different: list[tuple[str, str]]
-    new: list[tuple[str, str]]
-    missing: list[tuple[str, str]]
+    ``different``: by the run recorded here, another result than the committed one. ``new``: not in the committed lock.
+    ``edited``: not what the lock here says of their run. ``missing``: not on disk.
+    """
+
+    identical: list[Output]
+    different: list[Output]
+    new: list[Output]
+    edited: list[Output]
+    missing: list[Output]
 
     @property
     def changes(self) -> int:
-        return len(self.different) + len(self.new) + len(self.missing)
+        return len(self.different) + len(self.new) + len(self.edited) + len(self.missing)
 
 
-def outputs(lock: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
-    """Return {(stage, path): digest} of every output in the contents of a dvc.lock."""
-    stages = (lock or {}).get("stages", {})
-    return {
-        (name, output["path"]): output[output.get("hash", "md5")]
-        for name, stage in stages.items()
-        for output in stage.get("outs", ())
-    }
+def compare(
+    committed: Mapping[Output, str], current: Mapping[Output, str], found: Mapping[str, str | None]
+) -> Comparison:
+    """Compare the digests ``found`` at paths with those of two locks: the committed one and the one here."""
+    comparison = Comparison([], [], [], [], [])
+    for output in sorted({*committed, *current}):
+        digest = found[output[1]]
+        if digest is None:
+            state = comparison.missing
+        elif digest != current.get(output):
+            state = comparison.edited
+        elif output not in committed:
+            state = comparison.new
+        else:
+            state = comparison.identical if digest == committed[output] else comparison.different
+        state.append(output)
+    return comparison
+
+
+def describe(comparison: Comparison) -> str:
+    """Return a line for every output that is not identical, and what brings back those that no run has changed."""
+    lines = []
+    for change in ("different", "new", "edited", "missing"):
+        lines += [f"  {change}: {path} ({stage})" for stage, path in getattr(comparison, change)]
+    if comparison.edited:
+        lines.append(f"edited: not what {LOCK} here says, {ALTERED}. This brings it back:")
+        lines += [f"  {line}" for output in comparison.edited for line in remedy(output).splitlines()]
+    if comparison.missing:
+        lines.append(f"missing: {GET_MISSING}")
+    return "\n".join(lines)
 
 
 def declared() -> set[str]:
@@ -82,33 +111,6 @@ def declared() -> set[str]:
             return {stage.addressing for stage in repo.index.stages}
     except DvcException as error:
         raise BakeoffError(f"DVC cannot read dvc.yaml: {error}") from None
-
-
-def of_stages(found: Outputs, names: Collection[str]) -> dict[tuple[str, str], str]:
-    """Return the outputs of the stages called ``names``."""
-    return {(stage, path): digest for (stage, path), digest in found.items() if stage in names}
-
-
-def compare(committed: Outputs, current: Outputs) -> Comparison:
-    """Sort the outputs of two locks into identical, different, new and missing."""
-    both = sorted(committed.keys() & current.keys())
-    return Comparison(
-        identical=[key for key in both if committed[key] == current[key]],
-        different=[key for key in both if committed[key] != current[key]],
-        new=sorted(current.keys() - committed.keys()),
-        missing=sorted(committed.keys() - current.keys()),
-    )
-
-
-def describe(comparison: Comparison, revision: str) -> str:
-    """Return "N of M outputs identical to the committed lock" and a line for every output that is not."""
-    name = "the committed lock" if revision == "HEAD" else f"the lock at {revision}"
-    total = len(comparison.identical) + comparison.changes
-    colon = ":" if comparison.changes else ""
-    lines = [f"{len(comparison.identical)} of {total} outputs identical to {name}{colon}"]
-    for change in ("different", "new", "missing"):
-        lines += [f"  {change}: {path} ({stage})" for stage, path in getattr(comparison, change)]
-    return "\n".join(lines)
 
 
 def committed_text(revision: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import artifacts, leaderboard
+from pipeline import artifacts, leaderboard, outputs
 from pipeline.errors import BakeoffError
 from pipeline.image_files import find_images
 from pipeline.progress import progress
@@ -65,12 +65,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str | None]]:
-    """Return a run's name, its predictor, and what every prediction must say of it."""
+    """Return a run's name, its predictor, and what every prediction must say of it.
+
+    Raises ArtifactError if the run is not what dvc.lock says. Its network is the one that its files name, or refused.
+    """
     from pipeline import feature_store, predictor
     from pipeline.calibration import calibrators
 
     run = arguments.run or champion()
     directory = _directory(run)
+    decided = [] if arguments.run else [artifacts.LEADERBOARD]
+    outputs.refuse_changed([directory, *decided, *([] if arguments.uncalibrated else [artifacts.CALIBRATION])])
     calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
     if calibrator:
         print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
@@ -91,6 +96,7 @@ def _ensemble() -> tuple[str, Ensemble, dict[str, str | None]]:
             "The comparison has no ensemble: set compare.ensemble in params.yaml, for example to 30, then `dvc repro`"
         )
     weights = {one["run"]: one["weight"] for one in found["members"]}
+    outputs.refuse_changed([leaderboard.DETAILS, *map(_directory, weights)])
     ablations = {run: said for run in weights if (said := _ablation(_directory(run)))}
     for run, said in ablations.items():
         print(f"{run}, a member, is an ablation: its network is {said}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, comparison, findings, metrics, params, tracking
+from pipeline import artifacts, comparison, findings, metrics, outputs, params, tracking
 from pipeline.errors import BakeoffError
 from pipeline.fairness import history, looks
 from pipeline.findings import Finding
@@ -35,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     declared = params.Params(params.load(), track.READS)
     if arguments.check:
         return check(declared)
+    outputs.refuse_changed_runs()
     report = track.fill(track.collect(declared))
     return 1 if report.problems else 0
 
@@ -68,19 +69,22 @@ def of_lock() -> Iterator[Finding]:
 
     try:
         with Repo() as repo:
-            outputs = [output for stage in repo.index.stages for output in stage.outs]
-            ours = [output for output in outputs if output.def_path.startswith(f"{artifacts.RESULTS.as_posix()}/")]
-            differing = [(output, state) for output in ours for state in output.workspace_status().values()]
+            declared = [(stage.addressing, output) for stage in repo.index.stages for output in stage.outs]
     except DvcException as error:
         raise BakeoffError(f"DVC cannot compare the results with dvc.lock: {error}") from None
-    for output, state in differing:
-        if state == "new":
-            yield Finding("problem", "lock", f"{output.def_path} is in no dvc.lock", "dvc repro")
-        else:
-            back = "dvc checkout --force" if output.use_cache else "git checkout --"
-            message = f"{output.def_path} was {state} since dvc.lock was written"
-            remedy = f"{back} {output.def_path}  # or, if the change is meant: dvc repro"
-            yield Finding("problem", "lock", message, remedy)
+    ours = {
+        output.def_path: (stage, output.hash_info and output.hash_info.value)
+        for stage, output in declared
+        if output.def_path.startswith(f"{artifacts.RESULTS.as_posix()}/")
+    }
+    for path, digest in outputs.digests(ours):
+        stage, recorded = ours[path]
+        if digest is not None and recorded is None:
+            yield Finding("problem", "lock", f"{path} is in no dvc.lock", "dvc repro")
+        elif digest is None or digest != recorded:
+            state = "deleted" if digest is None else "modified"
+            message = f"{path} was {state} since dvc.lock was written"
+            yield Finding("problem", "lock", message, outputs.remedy((stage, path)))
 
 
 def of_leaderboard(board: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import time
 import urllib.request
 from typing import IO
 
-from pipeline import params, tracking
+from pipeline import outputs, params, tracking
 from pipeline.errors import BakeoffError
 from pipeline.progress import SECONDS_BETWEEN_LINES, say
 from pipeline.stages import track
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # its terminal was closed, or the machine shuts down
         signal.signal(number, signal.default_int_handler)
+    outputs.refuse_changed_runs()
     experiment = track.fill(track.collect(params.Params(params.load(), track.READS))).experiment
     store = tracking.locate()
     if store.uri.startswith(("http://", "https://")):

@@ -1,8 +1,8 @@
 """What `python -m pipeline doctor` looks at: one function a subject, each returning what it found.
 
-No check changes anything, downloads anything, or takes longer than a second or two; what may be far away is given
-`SECONDS_TO_ANSWER`. At import, only the standard library is needed. A check that needs a package that is missing says
-so, and the others go on.
+No check changes anything, downloads anything, or takes longer than a second or two. Two exceptions: every byte of the
+results is read, for up to `results.SECONDS_TO_READ`, and what may be far away is given `SECONDS_TO_ANSWER`. At import,
+only the standard library is needed. A check that needs a package that is missing says so, and the others go on.
 """
 
 from __future__ import annotations

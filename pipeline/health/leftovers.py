@@ -20,7 +20,7 @@ IN_RESULTS = ("", "runs", "as_is", "figures", "data")
 
 
 def leftovers() -> list[Finding]:
-    found, running = _dvc_locks()
+    found, running = dvc_locks()
     found += [
         Finding("warning", "leftovers", f".git/{name}: git was killed, or is at work", f"rm .git/{name}")
         for name in GIT_LOCKS
@@ -38,7 +38,7 @@ def leftovers() -> list[Finding]:
     return found or [Finding("ok", "leftovers", "none" + (f"; running now: {running}" if running else ""))]
 
 
-def _dvc_locks() -> tuple[list[Finding], str]:
+def dvc_locks() -> tuple[list[Finding], str]:
     """Return what is wrong with DVC's list of who reads and writes what, and the command of one who runs now."""
     try:
         entries = list(_holders(json.loads(DVC_LOCKS.read_text(encoding="utf-8"))))

@@ -37,6 +37,25 @@ def git() -> list[Finding]:
 # --- DVC -----------------------------------------------------------------------------------------------------------
 
 
+def verified_remotes() -> list[Finding]:
+    """Check that DVC compares what it fetches from any remote with its digest; it does so only where it is told to."""
+    from dvc.config import Config
+
+    config = Config(str(Path(".dvc").absolute()))
+    found = []
+    for name in (name for name, settings in config["remote"].items() if not settings["verify"]):
+        levels = {level: config.load_one(level)["remote"].get(name) for level in config.LEVELS}
+        named = [level for level, settings in levels.items() if settings is not None]
+        # The last file that says so decides; without one, where the remote is first named.
+        level = next((level for level in reversed(named) if "verify" in levels[level]), named[0])
+        option = "" if level == "repo" else f"--{level} "
+        message = f"{name}: `dvc pull` takes from it whatever is there, also a file that was damaged or exchanged"
+        found.append(Finding("warning", "DVC remotes", message, f"dvc remote modify {option}{name} verify true"))
+    names = ", ".join(sorted(config["remote"]))
+    said = f"what is fetched from {names} is compared with its digest" if names else "none"
+    return found or [Finding("ok", "DVC remotes", said)]
+
+
 def dvc_remote() -> list[Finding]:
     """Check that the remote that `dvc push` and `dvc pull` use answers, if there is one."""
     from dvc.config import Config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
+from pipeline.errors import reading
 from pipeline.params import Block
 from pipeline.review import locks
 
@@ -83,7 +83,7 @@ def _file(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closenes
         return Closeness(None, ("other bytes",))
     try:
         return reader(claimed, replayed, tolerance)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         return Closeness(False, (f"cannot be read: {error}",))
 
 
@@ -109,10 +109,11 @@ def _arrays(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closen
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npy, .npz or HDF5 file by name. Raises OSError or ValueError if it is none."""
+    """Return the arrays of an .npy, .npz or HDF5 file by name. Raises ArtifactError if it is none."""
     if path.suffix == ".h5":
-        return _datasets(path)
-    with path.open("rb") as file:
+        with reading(path):
+            return _datasets(path)
+    with reading(path), path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         return {"array": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import artifacts, metrics, provenance, seeds, watchdog
 from pipeline.classifiers import family, proposals, search
+from pipeline.errors import reading
 from pipeline.params import Params
 from pipeline.progress import Log, say
 
@@ -160,8 +161,9 @@ def _keep_repeat(directory: Path, seed: int, fit: family.Fit, data: Data) -> Non
 
 
 def _kept_repeat(directory: Path) -> Repeat:
-    about = artifacts.Repeat.model_validate(artifacts.read_json(directory / "repeat.json"))
-    return Repeat(about, (np.load(directory / "validation.npy"), np.load(directory / "test.npy")))
+    with reading(directory):
+        about = artifacts.Repeat.model_validate(artifacts.read_json(directory / "repeat.json"))
+        return Repeat(about, (np.load(directory / "validation.npy"), np.load(directory / "test.npy")))
 
 
 def _fitted(params: Params, classifier: str) -> dict[str, Any]:
@@ -249,8 +251,9 @@ def _keep(directory: Path, point: search.Candidate, fit: family.Fit) -> None:
 
 
 def _kept(directory: Path) -> tuple[artifacts.Candidate, np.ndarray]:
-    candidate = artifacts.Candidate.model_validate(artifacts.read_json(directory / "candidate.json"))
-    return candidate, np.load(directory / "validation.npy")
+    with reading(directory):
+        candidate = artifacts.Candidate.model_validate(artifacts.read_json(directory / "candidate.json"))
+        return candidate, np.load(directory / "validation.npy")
 
 
 def _model(cache: Path, number: int) -> Path:
