@@ -37,7 +37,7 @@ from pipeline.health import stores
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, models, processes, store, writer
+from pipeline.tracking import claims, contents, models, processes, store, writer
 
 if TYPE_CHECKING:
     import mlflow
@@ -754,6 +754,65 @@ def test_the_log_of_a_stage_without_steps_gives_signs_of_life(inputs: identity.I
     assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
+def delete_folder(database: Path) -> None:
+    shutil.rmtree(database.parent)
+
+
+def delete_file(database: Path) -> None:
+    database.unlink()
+
+
+def replace_file(database: Path) -> None:
+    shutil.copy(database, database.with_name("another"))
+    os.replace(database.with_name("another"), database)
+
+
+def forbid_writing(database: Path) -> None:
+    """Do what file permissions do to everybody but root: SQLite cannot make its journal."""
+    database.with_name(f"{database.name}-journal").mkdir()
+
+
+LOSSES = {delete_folder: "was removed or replaced", delete_file: "was removed or replaced",
+          replace_file: "was removed or replaced", forbid_writing: "unable to open database file"}  # fmt: skip
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=[lose.__name__ for lose in LOSSES])
+def test_a_store_that_is_lost_while_a_stage_logs_is_one_warning_with_what_mends_it(
+    inputs: identity.Inputs, lose, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = tracking.locate().database
+    with tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
+        log.step(0, {"loss": 0.7})
+        wait_until(lambda: rows("SELECT count(*) FROM metrics") == [(1,)])
+        lose(database)
+        log.step(1, {"loss": 0.5})
+        write_run(RUNS[1], candidates=1)
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("warning: lite0-head is not logged live: the MLflow store ") and LOSSES[lose] in err
+    assert err.endswith("The results are not affected; `python -m pipeline sync` fills MLflow from the records.\n")
+    if lose is forbid_writing:
+        database.with_name(f"{database.name}-journal").rmdir()
+    sync(here(method(RUNS[1], champion=True, input_key=inputs.key())))
+    assert [run.info.status for run in runs("tags.level = 'method'")] == ["FINISHED"]
+
+
+@pytest.mark.parametrize("lose", [delete_folder, delete_file, replace_file])
+def test_a_store_that_is_lost_while_it_is_filled_is_an_error(two_methods, lose, monkeypatch) -> None:
+    """SQLite goes on writing to a deleted file, so nothing else would fail."""
+    finished = claims.is_complete
+    monkeypatch.setattr(claims, "is_complete", lambda run: (lose_once(), finished(run))[1])
+
+    def lose_once() -> None:
+        if not lost:
+            lost.append(lose(tracking.locate().database))
+
+    lost: list[None] = []
+    with pytest.raises(tracking.TrackingError, match="was removed or replaced while it was in use"):
+        sync(two_methods)
+    assert sync(two_methods).added == 6
+
+
 def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:
     with pytest.raises(ZeroDivisionError), tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
         log.step(0, {"loss": 0.9})
@@ -1125,7 +1184,8 @@ def test_the_ui_takes_the_next_free_port() -> None:
 
 
 @pytest.mark.slow
-def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path) -> None:
+@pytest.mark.usefixtures("odd")
+def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_path_holds() -> None:
     import keras
     import mlflow
 
@@ -1147,7 +1207,8 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     Image.new("RGB", (12, 9), (250, 10, 90)).save(buffer, format="PNG")
     expected = predictor.load(artifacts.RUNS / run.name).probabilities([buffer.getvalue()])
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id])
-    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    mlflow.set_tracking_uri(tracking.locate().uri)
+    model = mlflow.pyfunc.load_model(f"models:/{saved.model_id}")
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     assert list(answer.columns) == ["label", *CLASSES]
     assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
@@ -1158,7 +1219,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     calibrator = {"kind": "temperature", "temperature": 2.0}
     sync(comparison(dataclasses.replace(method(run, champion=True), calibrator=calibrator)))
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id], "name='model_calibrated'")
-    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    model = mlflow.pyfunc.load_model(saved.artifact_location)
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     softer = predictor.load(artifacts.RUNS / run.name, calibrator=calibrator).probabilities([buffer.getvalue()])
     assert np.array_equal(answer[CLASSES].to_numpy(), softer)
