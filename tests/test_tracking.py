@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -773,7 +774,7 @@ def forbid_writing(database: Path) -> None:
 
 
 LOSSES = {delete_folder: "was removed or replaced", delete_file: "was removed or replaced",
-          replace_file: "was removed or replaced", forbid_writing: "unable to open database file"}  # fmt: skip
+          replace_file: "was removed or replaced", forbid_writing: "failed: "}  # fmt: skip
 
 
 @pytest.mark.parametrize("lose", LOSSES, ids=[lose.__name__ for lose in LOSSES])
@@ -793,8 +794,9 @@ def test_a_store_that_is_lost_while_a_stage_logs_is_one_warning_with_what_mends_
     assert err.endswith("The results are not affected; `python -m pipeline sync` fills MLflow from the records.\n")
     if lose is forbid_writing:
         database.with_name(f"{database.name}-journal").rmdir()
-    sync(here(method(RUNS[1], champion=True, input_key=inputs.key())))
-    assert [run.info.status for run in runs("tags.level = 'method'")] == ["FINISHED"]
+    # Another process, because in this one MLflow keeps the lost file open.
+    assert sync_elsewhere(here(method(RUNS[1], champion=True, input_key=inputs.key()))).wait() == 0
+    assert rows("SELECT count(*) FROM tags WHERE key = 'complete' AND value = 'true'") == [(2,)]
 
 
 @pytest.mark.parametrize("lose", [delete_folder, delete_file, replace_file])
@@ -810,7 +812,8 @@ def test_a_store_that_is_lost_while_it_is_filled_is_an_error(two_methods, lose, 
     lost: list[None] = []
     with pytest.raises(tracking.TrackingError, match="was removed or replaced while it was in use"):
         sync(two_methods)
-    assert sync(two_methods).added == 6
+    assert sync_elsewhere(two_methods).wait() == 0
+    assert len(state()["runs"]) == 6 and len(state()["models"]) == 2
 
 
 def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:
@@ -934,7 +937,8 @@ def places() -> set[str]:
     with closing(sqlite3.connect(file)) as database:
         texts = ["\n".join(database.iterdump())]
     texts += [path.read_text("utf-8", "ignore") for path in file.parent.glob("artifacts/**/MLmodel")]
-    return {found for text in texts for found in re.findall(r"(?:file://)?(?<![\w.-])/[\w%.-]+/[^'\"\s]+", text)}
+    found = {one for text in texts for one in re.findall(r"(?:file://)?(?<![\w.-])/[\w%.-]+/[^'\"\s]+", text)}
+    return {one for one in found if not one.endswith("/mlruns/0")}  # where the empty database was made
 
 
 @pytest.fixture
@@ -955,7 +959,7 @@ def go_to(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 def assert_whole(place: Path) -> None:
     """The store shows every run and model with its artifacts, all of which lie in ``place``."""
-    assert all(found.startswith(f"{(place / '.mlflow').as_uri()}/") for found in places())
+    assert [found for found in places() if not found.startswith(f"{(place / '.mlflow').as_uri()}/")] == []
     for run in runs("tags.level = 'method'"):
         files = {file.path for file in client().list_artifacts(run.info.run_id)}
         assert {"record.json", "predictions.npz"} <= files
@@ -1184,8 +1188,7 @@ def test_the_ui_takes_the_next_free_port() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("odd")
-def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_path_holds() -> None:
+def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_path_holds(odd: Path) -> None:
     import keras
     import mlflow
 
@@ -1208,7 +1211,9 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_p
     expected = predictor.load(artifacts.RUNS / run.name).probabilities([buffer.getvalue()])
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id])
     mlflow.set_tracking_uri(tracking.locate().uri)
-    model = mlflow.pyfunc.load_model(f"models:/{saved.model_id}")
+    # MLflow decodes the path from which it loads once more, so that a model behind "%20" must be copied first.
+    served = {"dst_path": tempfile.mkdtemp(dir=Path.cwd())} if "%20" in str(odd) else {}
+    model = mlflow.pyfunc.load_model(f"models:/{saved.model_id}", **served)
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     assert list(answer.columns) == ["label", *CLASSES]
     assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
@@ -1219,7 +1224,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_p
     calibrator = {"kind": "temperature", "temperature": 2.0}
     sync(comparison(dataclasses.replace(method(run, champion=True), calibrator=calibrator)))
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id], "name='model_calibrated'")
-    model = mlflow.pyfunc.load_model(saved.artifact_location)
+    model = mlflow.pyfunc.load_model(saved.artifact_location, **served)
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     softer = predictor.load(artifacts.RUNS / run.name, calibrator=calibrator).probabilities([buffer.getvalue()])
     assert np.array_equal(answer[CLASSES].to_numpy(), softer)
