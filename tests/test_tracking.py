@@ -16,12 +16,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import urlencode, urlparse
 from urllib.request import url2pathname
 
 import numpy as np
@@ -32,10 +34,11 @@ from PIL import Image
 from pipeline import artifacts, identity, metrics, networks, predictor, provenance, tracking
 from pipeline.classifiers import table
 from pipeline.commands import ui
+from pipeline.health import stores
 from pipeline.params import Params, Run
 from pipeline.progress import NoLog
 from pipeline.stages import track
-from pipeline.tracking import contents, models, processes, store, writer
+from pipeline.tracking import claims, contents, models, processes, store, writer
 
 if TYPE_CHECKING:
     import mlflow
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 # MLflow and what it brings along warn about their own future.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
+# Names of folders: with what a URI writes otherwise, and with what a URI may mean otherwise.
+ODD_NAMES = ["it's #1 of üñï & 학교 + a=b@c;d", "100% a b%20c%2Fd?e=f"]
 CLASSES = ["defective", "functional"]
 RUNS = (Run("lite0", "logistic_regression", "sweep"), Run("lite0", "head", "head"))
 SYNC = """
@@ -750,6 +755,67 @@ def test_the_log_of_a_stage_without_steps_gives_signs_of_life(inputs: identity.I
     assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
+def delete_folder(database: Path) -> None:
+    shutil.rmtree(database.parent)
+
+
+def delete_file(database: Path) -> None:
+    database.unlink()
+
+
+def replace_file(database: Path) -> None:
+    shutil.copy(database, database.with_name("another"))
+    os.replace(database.with_name("another"), database)
+
+
+def forbid_writing(database: Path) -> None:
+    """Do what file permissions do to everybody but root: SQLite cannot make its journal."""
+    database.with_name(f"{database.name}-journal").mkdir()
+
+
+LOSSES = {delete_folder: "was removed or replaced", delete_file: "was removed or replaced",
+          replace_file: "was removed or replaced", forbid_writing: "failed: "}  # fmt: skip
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=[lose.__name__ for lose in LOSSES])
+def test_a_store_that_is_lost_while_a_stage_logs_is_one_warning_with_what_mends_it(
+    inputs: identity.Inputs, lose, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = tracking.locate().database
+    with tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
+        log.step(0, {"loss": 0.7})
+        wait_until(lambda: rows("SELECT count(*) FROM metrics") == [(1,)])
+        lose(database)
+        log.step(1, {"loss": 0.5})
+        write_run(RUNS[1], candidates=1)
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("warning: lite0-head is not logged live: the MLflow store ") and LOSSES[lose] in err
+    assert err.endswith("The results are not affected; `python -m pipeline sync` fills MLflow from the records.\n")
+    if lose is forbid_writing:
+        database.with_name(f"{database.name}-journal").rmdir()
+    # Another process, because in this one MLflow keeps the lost file open.
+    assert sync_elsewhere(here(method(RUNS[1], champion=True, input_key=inputs.key()))).wait() == 0
+    assert rows("SELECT count(*) FROM tags WHERE key = 'complete' AND value = 'true'") == [(2,)]
+
+
+@pytest.mark.parametrize("lose", [delete_folder, delete_file, replace_file])
+def test_a_store_that_is_lost_while_it_is_filled_is_an_error(two_methods, lose, monkeypatch) -> None:
+    """SQLite goes on writing to a deleted file, so nothing else would fail."""
+    finished = claims.is_complete
+    monkeypatch.setattr(claims, "is_complete", lambda run: (lose_once(), finished(run))[1])
+
+    def lose_once() -> None:
+        if not lost:
+            lost.append(lose(tracking.locate().database))
+
+    lost: list[None] = []
+    with pytest.raises(tracking.TrackingError, match="was removed or replaced while it was in use"):
+        sync(two_methods)
+    assert sync_elsewhere(two_methods).wait() == 0
+    assert len(state()["runs"]) == 6 and len(state()["models"]) == 2
+
+
 def test_a_failed_stage_is_logged_as_failed_and_keeps_its_error(inputs: identity.Inputs) -> None:
     with pytest.raises(ZeroDivisionError), tracking.live(dataset="elpv", run=RUNS[1], inputs=inputs) as log:
         log.step(0, {"loss": 0.9})
@@ -810,13 +876,196 @@ def test_the_store_is_the_projects_also_in_a_temporary_workspace(tmp_path: Path)
     assert tracking.locate({"DVC_ROOT": str(odd), "MLFLOW_TRACKING_URI": "http://there"}).uri == "http://there"
 
 
-def test_paths_with_spaces_and_percent_signs_hold_a_store(
-    two_methods: tracking.Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=ODD_NAMES)
+def odd(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in a folder of which the name is a trial, alone in ``around``."""
+    place = project / "around" / request.param
+    place.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(place))
+    return place
+
+
+def test_a_store_lies_in_the_project_and_nothing_beside_it_whatever_the_path_holds(
+    two_methods: tracking.Comparison, odd: Path
 ) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "a b%20c"))
-    sync(two_methods)
-    assert (tmp_path / "a b%20c" / ".mlflow" / "mlflow.db").exists()
+    assert sync(two_methods).added == 6
+    assert list(odd.parent.iterdir()) == [odd] and list(odd.iterdir()) == [odd / ".mlflow"]
+    assert {path.name for path in (odd / ".mlflow").iterdir()} == {"mlflow.db", "artifacts", "create.lock", "sync.lock"}
     assert client().list_artifacts(the_method().info.run_id)
+    assert tracking.audit(tracking.locate(), two_methods) == []
+    assert [finding.level for finding in stores.mlflow()] == ["ok"]
+
+
+@pytest.mark.slow
+def test_the_page_shows_and_sends_artifacts_whatever_the_path_holds(
+    two_methods: tracking.Comparison, odd: Path
+) -> None:
+    sync(two_methods)
+    run = the_method()
+    (model,) = client().search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    port = ui.free_port(5500)
+    server = f"http://{ui.HOST}:{port}"
+    with (odd / "messages").open("w+b") as messages, ui.start(tracking.locate(), port, messages) as process:
+        try:
+            ui.wait_until_ready(server, process, messages)
+
+            def answer(page: str, **query: str) -> bytes:
+                with urllib.request.urlopen(f"{server}/{page}?{urlencode(query)}", timeout=30) as response:
+                    return response.read()
+
+            listed = json.loads(answer("ajax-api/2.0/mlflow/artifacts/list", run_id=run.info.run_id))
+            assert {"record.json", "predictions.npz"} <= {file["path"] for file in listed["files"]}
+            sent = answer("get-artifact", path="record.json", run_uuid=run.info.run_id)
+            assert sent == (two_methods.methods[0].directory / "record.json").read_bytes()
+            page = f"ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files"
+            assert b"python_function" in answer(page, artifact_file_path="MLmodel")
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert {path.name for path in odd.iterdir()} == {".mlflow", "messages"} and list(odd.parent.iterdir()) == [odd]
+
+
+# --- a project that was copied or moved ----------------------------------------------------------------------------
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def places() -> set[str]:
+    """Every text in a store's database and artifacts that names a place of this machine."""
+    file = tracking.locate().database
+    with closing(sqlite3.connect(file)) as database:
+        texts = ["\n".join(database.iterdump())]
+    texts += [path.read_text("utf-8", "ignore") for path in file.parent.glob("artifacts/**/MLmodel")]
+    found = {one for text in texts for one in re.findall(r"(?:file://)?(?<![\w.-])/[\w%.-]+/[^'\"\s]+", text)}
+    return {one for one in found if not one.endswith("/mlruns/0")}  # where the empty database was made
+
+
+@pytest.fixture
+def original(two_methods: tracking.Comparison, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in a folder of its own, whose store shows two methods, one of them registered as a model by a person."""
+    place = project / "öriginal"
+    shutil.copytree(project / ".mlflow", place / ".mlflow")
+    go_to(place, monkeypatch)
+    sync(two_methods)
+    client().create_registered_model("registered")
+    client().create_model_version("registered", the_method().info.artifact_uri)
+    return place
+
+
+def go_to(place: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("DVC_ROOT", str(place))
+
+
+def assert_whole(place: Path) -> None:
+    """The store shows every run and model with its artifacts, all of which lie in ``place``."""
+    assert [found for found in places() if not found.startswith(f"{(place / '.mlflow').as_uri()}/")] == []
+    for run in runs("tags.level = 'method'"):
+        files = {file.path for file in client().list_artifacts(run.info.run_id)}
+        assert {"record.json", "predictions.npz"} <= files
+    kept = client().search_logged_models([the_method().info.experiment_id])
+    assert len(kept) == 2
+    assert all(Path(url2pathname(urlparse(one.artifact_location).path), "MLmodel").exists() for one in kept)
+    (version,) = client().search_model_versions("name = 'registered'")
+    assert version.source == the_method().info.artifact_uri
+
+
+def test_a_copied_project_finds_all_in_its_own_store_and_leaves_the_original_alone(
+    two_methods: tracking.Comparison, original: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, shown_before = contents_of(original), state()
+    copy = shutil.copytree(original, original.with_name("a copy"))
+    go_to(copy, monkeypatch)
+    capfd.readouterr()
+    assert sync(two_methods).added == 0
+    assert f"copied or moved from {original}; its store" in capfd.readouterr().out.splitlines()[1]
+    assert state() == shown_before
+    client().delete_run(the_method().info.run_id)
+    assert sync(two_methods).added == 1
+    assert "copied or moved" not in capfd.readouterr().out
+    assert contents_of(original) == before
+    shutil.rmtree(original)
+    client().create_model_version("registered", the_method().info.artifact_uri)
+    client().delete_model_version("registered", "1")
+    assert len(runs("tags.level = 'candidate'")) == 4
+
+
+def test_a_stage_that_logs_live_is_the_first_to_say_that_its_project_was_copied(
+    two_methods: tracking.Comparison,
+    original: Path,
+    inputs: identity.Inputs,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = contents_of(original)
+    go_to(shutil.copytree(original, original.with_name("copy")), monkeypatch)
+    capfd.readouterr()
+    live_head(inputs)
+    out, err = capfd.readouterr()
+    assert (out.count("\n"), err) == (1, "") and f"copied or moved from {original};" in out
+    assert contents_of(original) == before
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named by MLFLOW_TRACKING_URI, too", "by default"])
+def test_a_moved_project_is_named_by_who_only_looks_and_put_right_by_sync(
+    two_methods: tracking.Comparison, original: Path, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = original.rename(original.with_name("moved %20"))
+    go_to(moved, monkeypatch)
+    if named:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.locate().uri)
+    before = contents_of(moved)
+    (finding,) = stores.mlflow()
+    assert (finding.level, finding.remedy) == ("problem", "python -m pipeline sync")
+    assert f"copied or moved from {original}," in finding.message
+    assert "moved" in {finding.subject for finding in tracking.audit(tracking.locate(), two_methods)}
+    assert contents_of(moved) == before
+    sync(two_methods)
+    assert_whole(moved)
+    assert tracking.audit(tracking.locate(), two_methods) == []
+    assert [finding.level for finding in stores.mlflow()] == ["ok"]
+
+
+def test_what_an_earlier_copy_kept_with_the_original_is_brought_home(
+    two_methods: tracking.Comparison, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(original, original.with_name("copy"))
+    go_to(copy, monkeypatch)
+    place = Path(url2pathname(urlparse(the_method().info.artifact_uri).path)).relative_to(original)
+    shutil.rmtree(copy / place.parent)
+    before = contents_of(original)
+    sync(two_methods)
+    assert contents_of(copy / place) == contents_of(original / place)
+    assert contents_of(original) == before
+    shutil.rmtree(original)
+    assert_whole(copy)
+
+
+def test_a_link_to_the_project_and_a_store_of_ones_own_choice_are_no_moves(
+    two_methods: tracking.Comparison, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = places()
+    link = original.with_name("link")
+    link.symlink_to(original)
+    go_to(link, monkeypatch)
+    assert [finding.level for finding in stores.mlflow()] == ["ok"]
+    sync(two_methods)
+    assert places() == before
+
+    elsewhere = shutil.copytree(original, original.with_name("elsewhere"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.Store.at(elsewhere / ".mlflow" / "mlflow.db").uri)
+    assert [finding.level for finding in stores.mlflow()] == ["ok"]
+    sync(two_methods)
+    assert places() == before
+
+
+def test_locations_that_a_person_chose_are_left_as_they_are(two_methods, original: Path, monkeypatch) -> None:
+    chosen = {"s3://bucket/x/.mlflow/artifacts", "/srv/artifacts", "file:///srv/.mlflow/others", "mlflow-artifacts:/1"}
+    for number, location in enumerate(sorted(chosen)):
+        client().create_experiment(str(number), location)
+    go_to(original.rename(original.with_name("moved")), monkeypatch)
+    sync(two_methods)
+    assert chosen <= {one.artifact_location for one in client().search_experiments()}
 
 
 # --- the stage and the commands ------------------------------------------------------------------------------------
@@ -956,7 +1205,7 @@ def test_the_ui_takes_the_next_free_port() -> None:
 
 
 @pytest.mark.slow
-def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path) -> None:
+def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_path_holds(odd: Path) -> None:
     import keras
     import mlflow
 
@@ -978,7 +1227,10 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     Image.new("RGB", (12, 9), (250, 10, 90)).save(buffer, format="PNG")
     expected = predictor.load(artifacts.RUNS / run.name).probabilities([buffer.getvalue()])
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id])
-    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    mlflow.set_tracking_uri(tracking.locate().uri)
+    # MLflow decodes the path from which it loads once more, so that a model behind "%20" must be copied first.
+    served = {"dst_path": tempfile.mkdtemp(dir=Path.cwd())} if "%20" in str(odd) else {}
+    model = mlflow.pyfunc.load_model(f"models:/{saved.model_id}", **served)
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     assert list(answer.columns) == ["label", *CLASSES]
     assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
@@ -989,7 +1241,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor(project: Path)
     calibrator = {"kind": "temperature", "temperature": 2.0}
     sync(comparison(dataclasses.replace(method(run, champion=True), calibrator=calibrator)))
     (saved,) = client().search_logged_models([the_method("head · lite0").info.experiment_id], "name='model_calibrated'")
-    model = mlflow.pyfunc.load_model(url2pathname(urlparse(saved.artifact_location).path))
+    model = mlflow.pyfunc.load_model(saved.artifact_location, **served)
     answer = model.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     softer = predictor.load(artifacts.RUNS / run.name, calibrator=calibrator).probabilities([buffer.getvalue()])
     assert np.array_equal(answer[CLASSES].to_numpy(), softer)

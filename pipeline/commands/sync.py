@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def check(declared: params.Params) -> int:
     if found:
         say(findings.table(found))
     if any("mlflow runs" in finding.remedy for finding in found):
-        say(f"\n(`mlflow runs` needs to know the store: export MLFLOW_TRACKING_URI={store.name})")
+        say(f"\n(`mlflow runs` needs to know the store: export MLFLOW_TRACKING_URI={shlex.quote(store.name)})")
     where = f"{store.name} against {len(board)} records and the metrics that their predictions give"
     say(f"{where}: {findings.verdict(found)}")
     return 1 if findings.count(found, "problem") else 0

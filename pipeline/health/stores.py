@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sqlite3
 import time
@@ -101,7 +102,9 @@ def mlflow() -> list[Finding]:
 
     place = tracking.locate()
     if place.database is not None:
-        return database(place.database)
+        found = database(place.database)
+        whole = found[0].level == "ok" and place.database.exists()
+        return (tracking.moved(place, "MLflow") if whole else []) or found
     try:
         with tracking.store.translated(place):
             tracking.store.ask(place)
@@ -115,7 +118,7 @@ def database(file: Path, *, seconds: float = SECONDS_TO_READ) -> list[Finding]:
     """Check an SQLite store by reading it, for no longer than ``seconds``."""
     if not file.exists():
         return [Finding("ok", "MLflow", f"{file} is not there yet; `dvc repro` and `python -m pipeline sync` make it")]
-    anew = f"mv {file} {file}.broken && python -m pipeline sync"
+    anew = f"mv {shlex.quote(str(file))} {shlex.quote(f'{file}.broken')} && python -m pipeline sync"
     try:
         # Read-only, so that looking at it neither creates nor repairs anything.
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=1)) as opened:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, provenance
+from pipeline import artifacts, provenance, tracking
 from pipeline.progress import announce
 from pipeline.review import clones, locks, materials
 from pipeline.review.locks import Stage
@@ -184,7 +184,7 @@ class Replay:
         (place / "mlflow").mkdir(parents=True, exist_ok=True)
         database = place / "mlflow" / "mlflow.db"
         return clones.environment(
-            BAKEOFF_FEATURE_STORE=str(place / "features"), MLFLOW_TRACKING_URI=f"sqlite:///{database}"
+            BAKEOFF_FEATURE_STORE=str(place / "features"), MLFLOW_TRACKING_URI=tracking.Store.at(database).uri
         )
 
 

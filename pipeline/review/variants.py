@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, tracking
 from pipeline.errors import BakeoffError
 from pipeline.review import clones, environments, evidence, locks, materials
 from pipeline.review.delta import FACTORS, Combination
@@ -126,7 +126,7 @@ def run(clone: Path, place: Path, *, cache: Path | None, store: Path, metrics: S
     place.mkdir(parents=True, exist_ok=True)
     log = place / "log.txt"
     environment = clones.environment(
-        BAKEOFF_FEATURE_STORE=str(store), MLFLOW_TRACKING_URI=f"sqlite:///{place / 'mlflow.db'}"
+        BAKEOFF_FEATURE_STORE=str(store), MLFLOW_TRACKING_URI=tracking.Store.at(place / "mlflow.db").uri
     )
 
     def called(*command: str) -> int:

@@ -8,7 +8,7 @@ This package is the only importer of mlflow. Its ``serving.py`` is the code of t
 nothing here imports it.
 """
 
-from pipeline.tracking.audit import agrees, audit
+from pipeline.tracking.audit import agrees, audit, moved
 from pipeline.tracking.contents import Comparison, DataSet, Interval, Method, dataset_name, experiment_name
 from pipeline.tracking.live import Live, live
 from pipeline.tracking.scores import Score, scores
@@ -18,5 +18,6 @@ from pipeline.tracking.view import address
 
 __all__ = [
     "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
-    "address", "agrees", "audit", "dataset_name", "experiment_name", "live", "locate", "scores", "sync",
+    "address", "agrees", "audit", "dataset_name", "experiment_name", "live", "locate", "moved", "scores",
+    "sync",
 ]  # fmt: skip

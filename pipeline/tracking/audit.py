@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline import artifacts
 from pipeline.findings import Finding
 from pipeline.progress import progress
-from pipeline.tracking import calls, claims, contents, processes, store
+from pipeline.tracking import calls, claims, contents, moves, processes, store
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method
 from pipeline.tracking.store import Connection, Store
@@ -45,7 +45,19 @@ def audit(place: Store, comparison: Comparison) -> list[Finding]:
         return [Finding("problem", "missing", f"there is no such experiment, so no run of {names}", SYNC)]
     with store.translated(place):
         found = list(_Audit(connection, comparison).findings())
+        found += moved(place)
     return sorted(found, key=lambda finding: finding.level != "problem")
+
+
+def moved(place: Store, check: str = "moved") -> list[Finding]:
+    """Return a problem if a project was copied or moved, and its store does not know it yet. Raises sqlite3.Error."""
+    if not place.own or not (origins := moves.origins(place.database)):
+        return []
+    message = (
+        f"this project was copied or moved from {', '.join(origins)}, and its MLflow store still looks for artifacts "
+        "there; what is logged next puts that right"
+    )
+    return [Finding("problem", check, message, SYNC)]
 
 
 def agrees(received: float | None, expected: float | None) -> bool:

@@ -19,6 +19,8 @@ from typing import Any
 
 from pipeline import artifacts, identity, provenance
 from pipeline.params import Run
+from pipeline.progress import say
+from pipeline.tracking import store
 
 # How long a finished stage waits for its writer; a store that does not answer is given up sooner.
 SECONDS_TO_FLUSH = 30.0
@@ -83,6 +85,9 @@ class Live:
                 # The last line: a driver may have printed others.
                 said = output.strip().splitlines()[-1:] or [f"the writer ended with status {self._writer.returncode}"]
                 self._fail(said[0])
+            for line in output.splitlines():
+                if line.startswith(store.SAID):
+                    say(line)
 
     def _digest(self, finished: bool) -> str | None:
         try:

@@ -168,6 +168,7 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
         artifacts.write_json(Path(files["calibrator"]), method.calibrator)
     if method.backbone is not None:
         files["backbone"] = str(method.backbone)
+    model = Model(artifact_path=NAME, run_id=run.info.run_id, model_id=model_id)
     with warnings.catch_warnings():
         # It misses an input example, which it would want to run through the network now.
         warnings.simplefilter("ignore", UserWarning)
@@ -178,5 +179,11 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
             code_paths=[str(provenance.ROOT / "pipeline")],
             signature=signature(method.record.classes),
             pip_requirements=requirements(method),
-            mlflow_model=Model(artifact_path=NAME, run_id=run.info.run_id, model_id=model_id),
+            mlflow_model=model,
         )
+    # MLflow adds where on this machine the files came from, which nobody reads again.
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = SERVING.name
+    for file in flavor["artifacts"].values():
+        file["uri"] = file["path"]
+    model.save(str(path / "MLmodel"))

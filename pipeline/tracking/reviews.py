@@ -70,7 +70,7 @@ def _opened(place: Store, dataset: str) -> Iterator[Connection | None]:
         yield None
         return
     connection = store.connect(place, contents.experiment_name(dataset), seconds=SECONDS)
-    with store.translated(place):
+    with connection.translated():
         yield connection
 
 

@@ -24,16 +24,16 @@ from urllib.parse import quote, unquote, urlsplit
 import filelock
 
 from pipeline.errors import BakeoffError
-from pipeline.tracking import view
+from pipeline.progress import say
+from pipeline.tracking import moves, view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 T = TypeVar("T")
 
-# A folder named `mlflow` would stand in front of the import, and MLflow takes one named `mlruns` for an old file store.
-FOLDER = ".mlflow"
 SQLITE = "sqlite:///"
+SAID = "MLflow: "  # how a line starts that is for the person who runs a stage
 HTTP = ("http://", "https://")
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_LOCK = 120
@@ -57,21 +57,41 @@ class TrackingError(BakeoffError):
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow store by its tracking URI."""
+    """An MLflow store by its tracking URI. ``own``: it is the project's, in the project."""
 
     uri: str
+    own: bool = False
+
+    @classmethod
+    def at(cls, database: Path, *, own: bool = False) -> Store:
+        """Return the store in an SQLite file, whatever its path holds.
+
+        MLflow makes the folder of the path as the URI writes it, SQLAlchemy opens the file that the URI means. Where
+        the two differ, the URI is written without a slash: then MLflow finds no folder in it to make.
+        """
+        path = str(database.absolute())
+        return cls(SQLITE + (quote(path, safe="") if "%" in path or "?" in path else path), own)
 
     @property
     def database(self) -> Path | None:
         """The file of an SQLite store, else None."""
         if not self.uri.startswith(SQLITE):
             return None
-        return Path(unquote(self.uri.removeprefix(SQLITE)).split("?")[0]).absolute()
+        return Path(unquote(self.uri.removeprefix(SQLITE).split("?")[0])).absolute()
 
     @property
     def artifacts(self) -> str | None:
         """Where the artifacts of an SQLite store lie, as a URI. Other stores choose for themselves."""
-        return (self.database.parent / "artifacts").as_uri() if self.database else None
+        return (self.database.parent / moves.ARTIFACTS).as_uri() if self.database else None
+
+    @property
+    def file(self) -> tuple[int, int] | None:
+        """Which file an SQLite store is now, None if it is not there, and for every other store."""
+        with contextlib.suppress(OSError):
+            if self.database is not None:
+                found = os.stat(self.database)
+                return found.st_dev, found.st_ino
+        return None
 
     @property
     def name(self) -> str:
@@ -125,36 +145,60 @@ def within(store: Store, seconds: float | None, call: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Connection:
-    """An open store and the experiment in it. ``claimant``: who writes, as `claimant` says."""
+    """An open store and the experiment in it.
+
+    ``claimant``: who writes, as `claimant` says. ``file``: which file was opened, as `Store.file` says.
+    """
 
     store: Store
     experiment: str
     deadline: Deadline
     claimant: str
     opened: MlflowClient
+    file: tuple[int, int] | None
 
     @property
     def client(self) -> MlflowClient:
-        """The client, for one call. Raises TrackingError after the deadline."""
+        """The client, for one call. Raises TrackingError after the deadline, or if the file is no longer the store."""
         self.deadline.check(self.store)
+        self._check_file()
         return self.opened
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """`translated`, and a TrackingError if the store was removed or replaced until the end.
+
+        SQLite goes on writing to a file that was deleted, and nothing fails.
+        """
+        try:
+            with translated(self.store):
+                yield
+        except TrackingError:
+            self._check_file()
+            raise
+        self._check_file()
+
+    def _check_file(self) -> None:
+        if self.store.file != self.file:
+            raise TrackingError(f"the MLflow store {self.store.name} was removed or replaced while it was in use")
 
 
 def locate(environ: Mapping[str, str] = os.environ) -> Store:
-    """Return the store that ``MLFLOW_TRACKING_URI`` names, else the one in the project's ``.mlflow``.
+    """Return the store that ``MLFLOW_TRACKING_URI`` names, unless that is the project's own one, in ``.mlflow``.
 
     The project is found through ``DVC_ROOT``, which names the project itself also inside the temporary workspaces of
     ``dvc exp run --temp``: all experiments meet in one store.
     """
-    if uri := environ.get("MLFLOW_TRACKING_URI"):
-        return Store(uri)
     root = Path(environ.get("DVC_ROOT") or ".").absolute()
-    return Store(SQLITE + quote(str(root / FOLDER / "mlflow.db")))
+    own = Store.at(root / moves.FOLDER / "mlflow.db", own=True)
+    named = Store(environ.get("MLFLOW_TRACKING_URI") or own.uri)
+    return own if named.database == own.database else named
 
 
 def connect(store: Store, experiment: str, *, seconds: float | None = None) -> Connection:
     """Open a store and its experiment, creating both if needed. Raises TrackingError in bounded time.
 
+    The project's own store is put right, and a line says so, if it was copied or moved here with the project.
     ``seconds``: how long the connection may be used, waiting for locks included; None for as long as it takes.
     """
     quiet()
@@ -163,10 +207,16 @@ def connect(store: Store, experiment: str, *, seconds: float | None = None) -> C
         _check(store)
         if store.database is not None:
             _make(store, store.database)
+        if store.own and (origins := moves.bring_home(store.database)):
+            say(
+                f"{SAID}this project was copied or moved from {', '.join(origins)}; its store now looks for all "
+                f"artifacts in {store.database.parent}"
+            )
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
-        return Connection(store, _experiment(client, store, experiment), deadline, claimant(store), client)
+        opened = _experiment(client, store, experiment)
+        return Connection(store, opened, deadline, claimant(store), client, store.file)
 
 
 def look(store: Store, experiment: str, *, seconds: float | None = None) -> Connection | None:
@@ -189,7 +239,7 @@ def look(store: Store, experiment: str, *, seconds: float | None = None) -> Conn
         found = client.get_experiment_by_name(experiment)
     if found is None or found.lifecycle_stage == "deleted":
         return None
-    return Connection(store, found.experiment_id, Deadline.after(seconds), "reader", client)
+    return Connection(store, found.experiment_id, Deadline.after(seconds), "reader", client, store.file)
 
 
 def _has_tables(store: Store) -> bool:
@@ -224,7 +274,7 @@ def _make(store: Store, database: Path) -> None:
     new = database.with_name(f".{database.name}.new")
     for abandoned in database.parent.glob(f"{new.name}*"):  # with what SQLite keeps beside it
         abandoned.unlink()
-    SqlAlchemyStore(SQLITE + quote(str(new.absolute())), store.artifacts).engine.dispose()
+    SqlAlchemyStore(Store.at(new).uri, store.artifacts).engine.dispose()
     with contextlib.closing(sqlite3.connect(new)) as made:
         made.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that is moved, whatever mode it is in
     os.replace(new, database)

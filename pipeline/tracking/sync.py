@@ -63,7 +63,7 @@ def sync(place: Store, comparison: Comparison, *, seconds: float | None = None) 
 
     def fill() -> Report:
         connection = store.connect(place, contents.experiment_name(comparison.dataset), seconds=seconds)
-        with store.translated(place), store.lock(place, "sync", connection.deadline):
+        with connection.translated(), store.lock(place, "sync", connection.deadline):
             return _Sync(connection, comparison).run()
 
     return store.within(place, seconds, fill)

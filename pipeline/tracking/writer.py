@@ -39,7 +39,7 @@ def main(lines: Iterable[str]) -> int:
     try:
         key = inputs.key()
         connection = store.connect(place, contents.experiment_name(begin["dataset"]))
-        with store.translated(place):
+        with connection.translated():
             _write(connection, begin, messages, key)
     except (store.TrackingError, ValueError) as error:
         print(error)
