@@ -26,11 +26,11 @@ _SUMMARIES = ("validation_", "test_")
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on the test part with its confidence interval."""
+    """A metric on the test part with its confidence interval; of a single group there may be none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def method_summary(method: Method) -> dict[str, float]:
     """
     test = {}
     for name, interval in method.test.items():
-        test |= {f"test_{name}": interval.value, f"test_{name}_low": interval.low, f"test_{name}_high": interval.high}
+        shown = {"": interval.value, "_low": interval.low, "_high": interval.high}
+        test |= {f"test_{name}{bound}": value for bound, value in shown.items() if value is not None}
     for part, spreads in method.spread.items():
         for name, (mean, deviation) in spreads.items():
             test |= {f"{part}_{name}_mean": mean, f"{part}_{name}_sd": deviation}
