@@ -78,12 +78,12 @@ def markdown(
         )
     ties = "" if metric == "log_loss" else ", among equal ones by log loss"
     grouped = units["test"] < sizes["test"]
-    unit = "group" if grouped else "image"
+    unit, each = ("group", "a whole group") if grouped else ("image", "an image")
     wilson, drawn = "Wilson's", "the images"
     if grouped:
         wilson = "that of a ratio over whole groups, or Wilson's where it is wider"
         drawn = f"whole groups, {units['test']:,} in test, because images of one group are alike"
-    test = f"permutation test that exchanges the two methods' predictions of a {unit}"
+    test = f"permutation test that exchanges the two methods' predictions of {each}"
     if metric == "accuracy":
         test = "exact test that lets a group take sides as one" if grouped else "exact McNemar test"
     notes = (
