@@ -11,7 +11,8 @@ from pipeline.leaderboard import CALIBRATION_METRICS, CONSOLE, LABELS, Entry, sh
 ABOUT = (
     "Before → after calibration, which was fitted on validation for each method's selected candidate and chose "
     "nothing: the leaderboard is of the probabilities as the models give them. After, on validation, means cross-"
-    f"fitted in {fitting.FOLDS} folds: no image is judged by a calibrator that has seen its label."
+    f"fitted in {fitting.FOLDS} folds: no image is judged by a calibrator that has seen its label. A dash: without "
+    "one of the folds, validation has images of one class only, or none."
 )
 
 

@@ -57,7 +57,7 @@ class Calibrated:
     """What calibration makes of a method: on validation cross-fitted, on test by the one calibrator that is kept."""
 
     calibrator: calibrators.Calibrator
-    validation: metrics.Evaluation
+    validation: metrics.Evaluation | None  # None where folds cannot fit: see `fitting.can_fit`
     test: metrics.Evaluation
 
 
@@ -114,9 +114,10 @@ def _calibrated(validation: np.ndarray, test: np.ndarray, protocol: Protocol) ->
         return None
     calibrator = fitting.fit(kind, validation, labels)
     folds = fitting.folds(labels, seed=protocol.seed, groups=protocol.groups("validation"))
+    crossed = fitting.cross_fitted(kind, validation, labels, folds) if fitting.can_fit(labels, folds) else None
     return Calibrated(
         calibrator,
-        protocol.evaluate(fitting.cross_fitted(kind, validation, labels, folds), labels),
+        None if crossed is None else protocol.evaluate(crossed, labels),
         protocol.evaluate(calibrator.apply(test), protocol.test_labels),
     )
 
@@ -145,7 +146,7 @@ def resample(ranked: Sequence[Method], protocol: Protocol) -> Resampled:
 
 def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> list[leaderboard.Entry]:
     """Return the leaderboard of methods that `rank` ordered, with intervals and paired tests."""
-    metric, confidence = protocol.selection.metric, protocol.compare.confidence
+    metric = protocol.selection.metric
     validation, test = resampled["validation"], resampled["test"]
     against = _against_champion(ranked, test, protocol)
     return [
@@ -153,10 +154,8 @@ def entries(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) 
             method.record,
             rank=place,
             selected_by=metric,
-            validation=with_intervals(
-                method.validation, validation[method.record.name], confidence, protocol.units["validation"]
-            ),
-            test=with_intervals(method.test, test[method.record.name], confidence, protocol.units["test"]),
+            validation=with_intervals(method.validation, validation[method.record.name], "validation", protocol),
+            test=with_intervals(method.test, test[method.record.name], "test", protocol),
             strata=_strata(method, test[method.record.name], protocol),
             against_champion=against.get(method.record.name),
             repeats=_spread(method),
@@ -190,11 +189,8 @@ def _before_and_after(method: Method) -> dict[str, Any] | None:
         "test": (method.test, method.calibrated.test),
     }
     for part, evaluations in pairs.items():
-        before, after = (each.measure(names=leaderboard.CALIBRATION_METRICS) for each in evaluations)
-        found[part] = {
-            name: leaderboard.numbers({"before": float(before[name][0]), "after": float(after[name][0])})
-            for name in leaderboard.CALIBRATION_METRICS
-        }
+        before, after = (point_values(each) if each else dict.fromkeys(metrics.NAMES) for each in evaluations)
+        found[part] = {name: {"before": before[name], "after": after[name]} for name in leaderboard.CALIBRATION_METRICS}
     return found
 
 
@@ -230,9 +226,7 @@ def _strata(method: Method, resampled: Mapping[str, np.ndarray], protocol: Proto
     metric, groups = protocol.selection.metric, np.array(protocol.groups("test"))
     found = {}
     for stratum, (rows, evaluation) in method.strata.items():
-        value = float(evaluation.measure(names=[metric])[metric][0])
-        units = len(set(statistics.units(len(rows), groups[rows].tolist())))
-        interval = _interval(metric, value, resampled[_stratum_key(stratum)], protocol.compare.confidence, units)
+        interval = _interval(metric, evaluation, resampled[_stratum_key(stratum)], groups[rows].tolist(), protocol)
         found[stratum] = {"n": len(rows), **leaderboard.numbers(interval._asdict())}
     return found
 
@@ -242,19 +236,33 @@ def _stratum_key(stratum: str) -> str:
 
 
 def with_intervals(
-    evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], confidence: float, units: int
+    evaluation: metrics.Evaluation, resampled: Mapping[str, np.ndarray], part: str, protocol: Protocol
 ) -> dict[str, dict[str, float | None]]:
-    """Return {metric: {value, low, high}} of an evaluation and its resampled measures, in so many units."""
+    """Return {metric: {value, low, high}} of an evaluation of a part and its resampled measures."""
+    groups = protocol.groups(part)
     return {
-        name: leaderboard.numbers(_interval(name, float(value[0]), resampled[name], confidence, units)._asdict())
-        for name, value in evaluation.measure().items()
+        name: leaderboard.numbers(_interval(name, evaluation, resampled[name], groups, protocol)._asdict())
+        for name in metrics.NAMES
     }
 
 
-def _interval(metric: str, value: float, resampled: np.ndarray, confidence: float, units: int) -> statistics.Interval:
+def _interval(
+    metric: str, evaluation: metrics.Evaluation, resampled: np.ndarray, groups: Sequence[str], protocol: Protocol
+) -> statistics.Interval:
+    confidence = protocol.compare.confidence
     if metric == "accuracy":
-        return statistics.accuracy_interval(value, resampled, confidence=confidence, units=units)
-    return statistics.percentile_interval(value, resampled, confidence=confidence)
+        return statistics.accuracy_interval(evaluation.correct, groups, confidence=confidence)
+    return statistics.resampled_interval(
+        _value(evaluation, metric),
+        resampled,
+        confidence=confidence,
+        units=len(set(statistics.units(len(evaluation), groups))),
+        limits=(0.0, metrics.largest(metric, len(protocol.classes))),
+    )
+
+
+def _value(evaluation: metrics.Evaluation, metric: str) -> float:
+    return float(evaluation.measure(names=[metric])[metric][0])
 
 
 def _against_champion(
@@ -262,30 +270,72 @@ def _against_champion(
 ) -> dict[str, dict[str, Any]]:
     """Return for every method but the champion its paired comparison with the champion on test."""
     champion, *others = ranked
-    metric = protocol.selection.metric
-    reached = {method.record.name: float(method.test.measure(names=[metric])[metric][0]) for method in ranked}
-    best = champion.record.name
-    groups = protocol.groups("test")
-    tests = [statistics.paired_test(champion.test.correct, method.test.correct, groups) for method in others]
-    corrected = [leaderboard.number(p) for p in statistics.holm([test.p for test in tests])]
+    drawn = resampled[champion.record.name]
+    pairs = [paired(champion.test, each.test, drawn, resampled[each.record.name], protocol) for each in others]
+    corrected = statistics.holm([test.p for test, _ in pairs])
     found = {}
-    for method, test, p_holm in zip(others, tests, corrected, strict=True):
-        name = method.record.name
-        difference = statistics.percentile_interval(
-            reached[name] - reached[best],
-            resampled[name][metric] - resampled[best][metric],
-            confidence=protocol.compare.confidence,
-        )
-        found[name] = {
+    for method, (test, difference), p_holm in zip(others, pairs, map(leaderboard.number, corrected), strict=True):
+        found[method.record.name] = {
+            "tested": protocol.selection.metric,
             "only_champion_right": test.only_first_right,
             "only_method_right": test.only_second_right,
             "p": leaderboard.number(test.p),
             "p_holm": p_holm,
-            "told_apart": p_holm < 1 - protocol.compare.confidence,
+            "told_apart": p_holm is not None and p_holm < 1 - protocol.compare.confidence,
             "difference": leaderboard.numbers(difference._asdict()),
-            "ahead_on_test": metrics.is_better(metric, reached[name], reached[best]),
+            "ahead_on_test": metrics.is_better(protocol.selection.metric, difference.value, 0.0),
         }
     return found
+
+
+def paired(
+    first: metrics.Evaluation,
+    second: metrics.Evaluation,
+    first_drawn: Mapping[str, np.ndarray],
+    second_drawn: Mapping[str, np.ndarray],
+    protocol: Protocol,
+) -> tuple[statistics.PairedTest, statistics.Interval]:
+    """Return the test of two methods on the test part, and the interval of the difference, second minus first.
+
+    Both are of the metric that chose, p is NaN where it is undefined; the counts are of right answers in any case.
+    ``first_drawn``, ``second_drawn``: their measures on the same resamples.
+    """
+    metric, confidence, groups = protocol.selection.metric, protocol.compare.confidence, protocol.groups("test")
+    test = statistics.paired_test(first.correct, second.correct, groups)
+    if metric == "accuracy":
+        return test, statistics.accuracy_difference(first.correct, second.correct, groups, confidence=confidence)
+    largest = metrics.largest(metric, len(protocol.classes))
+    difference = statistics.resampled_interval(
+        _value(second, metric) - _value(first, metric),
+        second_drawn[metric] - first_drawn[metric],
+        confidence=confidence,
+        units=protocol.units["test"],
+        limits=(-largest, largest),
+    )
+    both = protocol.evaluate(
+        np.concatenate([_exchangeable(each.probabilities, metric) for each in (first, second)]),
+        np.tile(first.labels, 2),
+    )
+    p = statistics.permutation_test(
+        lambda weights: both.measure(weights, names=[metric])[metric],
+        len(first),
+        samples=protocol.compare.bootstrap_samples,
+        # The same for every pair, as resamples are the same for every method.
+        generator=seeds.generator(protocol.seed, "compare", "test", "exchange"),
+        groups=groups,
+    )
+    return test._replace(p=p), difference
+
+
+def _exchangeable(probabilities: np.ndarray, metric: str) -> np.ndarray:
+    """Return what of a method's predictions can change sides with another's: ranks, where the metric sees no more.
+
+    Two methods may say the same of every image on other scales. Pooled as they are, a score of one would be compared
+    with a score of the other (Venkatraman and Begg 1996).
+    """
+    from scipy.stats import rankdata
+
+    return rankdata(probabilities, axis=0) if metric in metrics.OF_RANKS else probabilities
 
 
 def details(ranked: Sequence[Method], found: Sequence[leaderboard.Entry], protocol: Protocol) -> dict[str, Any]:

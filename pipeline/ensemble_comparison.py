@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline import ensembles, leaderboard, metrics, statistics
+from pipeline import ensembles, leaderboard, metrics
 from pipeline.calibration import fitting
-from pipeline.comparison import Method, Protocol, Resampled, point_values, resampled_measures, with_intervals
+from pipeline.comparison import Method, Protocol, Resampled, paired, point_values, resampled_measures, with_intervals
 
 
 def beside_champion(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) -> dict[str, Any] | None:
@@ -18,8 +17,7 @@ def beside_champion(ranked: Sequence[Method], resampled: Resampled, protocol: Pr
 
     ``members``: run, title and weight of those that were picked. ``champion``, ``ensemble``: ``cross_fitted`` {metric:
     value} on validation and ``test`` {metric: {value, low, high}}; all of ``cross_fitted`` is None where a fold leaves
-    nothing to choose by. ``against_champion``: see `statistics.paired_test`, and the ``difference`` in the metric that
-    chose, ensemble minus champion.
+    nothing to choose by. ``against_champion``: see `comparison.paired`; ``difference`` is ensemble minus champion.
     """
     if protocol.compare.ensemble is None:
         return None
@@ -32,10 +30,11 @@ def beside_champion(ranked: Sequence[Method], resampled: Resampled, protocol: Pr
         "ensemble": resampled_measures({"test": {"ensemble": test.measure}}, protocol)["test"]["ensemble"],
     }
     crossed = _cross_fitted(ranked, protocol)
+    compared, difference = paired(champion.test, test, drawn["champion"], drawn["ensemble"], protocol)
     sides = {
         who: {
             "cross_fitted": crossed[who],
-            "test": with_intervals(evaluation, drawn[who], protocol.compare.confidence, protocol.units["test"]),
+            "test": with_intervals(evaluation, drawn[who], "test", protocol),
         }
         for who, evaluation in (("champion", champion.test), ("ensemble", test))
     }
@@ -52,7 +51,13 @@ def beside_champion(ranked: Sequence[Method], resampled: Resampled, protocol: Pr
             if counts[index]
         ],
         **sides,
-        "against_champion": _against_champion(champion.test, test, drawn, protocol),
+        "against_champion": {
+            "tested": protocol.selection.metric,
+            "only_champion_right": compared.only_first_right,
+            "only_ensemble_right": compared.only_second_right,
+            "p": leaderboard.number(compared.p),
+            "difference": leaderboard.numbers(difference._asdict()),
+        },
     }
 
 
@@ -63,18 +68,11 @@ def _on_validation(ranked: Sequence[Method]) -> np.ndarray:
 def _cross_fitted(ranked: Sequence[Method], protocol: Protocol) -> dict[str, dict[str, float | None]]:
     """Return what champion and ensemble reach on each fold when both are chosen on the other folds.
 
-    Undefined, for both, if some fold's other images cannot choose: there are none, or all are of one class and ROC-AUC
-    is what chooses.
+    Undefined, for both, if some fold's other images cannot choose: they are of one class, or a class is missing and
+    the metric that chooses takes every class against the others.
     """
     probabilities, labels, metric = _on_validation(ranked), protocol.validation.labels, protocol.selection.metric
     folds = fitting.folds(labels, seed=protocol.seed, groups=protocol.groups("validation"))
-
-    def can_choose(fold: int) -> bool:
-        others = folds != fold
-        # Whether a metric is defined depends on the labels alone.
-        return others.any() and not math.isnan(
-            metrics.score(metric, probabilities[0][others], labels[others], positive=protocol.positive)
-        )
 
     def pick(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return ensembles.pick(probabilities, labels, picks=protocol.compare.ensemble)
@@ -84,29 +82,7 @@ def _cross_fitted(ranked: Sequence[Method], protocol: Protocol) -> dict[str, dic
         return np.eye(len(ranked), dtype=np.int64)[found]
 
     choices = {"champion": champion, "ensemble": pick}
-    if not all(can_choose(fold) for fold in np.unique(folds)):
+    if not fitting.can_fit(labels, folds, every_class=metric in metrics.OF_RANKS):
         return {who: dict.fromkeys(metrics.NAMES) for who in choices}
     crossed = {who: ensembles.cross_fitted(probabilities, labels, folds, choose) for who, choose in choices.items()}
     return {who: point_values(protocol.evaluate(found, labels)) for who, found in crossed.items()}
-
-
-def _against_champion(
-    champion: metrics.Evaluation,
-    ensemble: metrics.Evaluation,
-    drawn: Mapping[str, Mapping[str, np.ndarray]],
-    protocol: Protocol,
-) -> dict[str, Any]:
-    metric = protocol.selection.metric
-    paired = statistics.paired_test(champion.correct, ensemble.correct, protocol.groups("test"))
-    reached = [float(each.measure(names=[metric])[metric][0]) for each in (ensemble, champion)]
-    difference = statistics.percentile_interval(
-        reached[0] - reached[1],
-        drawn["ensemble"][metric] - drawn["champion"][metric],
-        confidence=protocol.compare.confidence,
-    )
-    return {
-        "only_champion_right": paired.only_first_right,
-        "only_ensemble_right": paired.only_second_right,
-        "p": leaderboard.number(paired.p),
-        "difference": leaderboard.numbers(difference._asdict()),
-    }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.calibration import fitting
-from pipeline.leaderboard import CONSOLE, LABELS, shown
+from pipeline.leaderboard import CONSOLE, LABELS, shown, shown_p
 
 ABOUT = (
     "The ensemble is the mean of the methods' probabilities, weighted as often as forward selection picked each by the "
@@ -16,7 +16,7 @@ ABOUT = (
     "weights, or by a choice of the champion, that saw its label. p is of this one comparison on test, uncorrected."
 )
 UNDEFINED_ON_VALIDATION = (
-    " Here validation is too small for that: without one of the folds it has no image, or only one class."
+    " Here validation is too small for that: without one of the folds it has no image, or lacks a class."
 )
 
 
@@ -62,9 +62,9 @@ def _members(found: Mapping[str, Any]) -> str:
 
 def _said(found: Mapping[str, Any]) -> str:
     paired = found["against_champion"]
-    p = "<0.001" if paired["p"] < 0.001 else f"{paired['p']:.3f}"
     crossed = found["ensemble"]["cross_fitted"][found["selected_by"]]
     return (
         f"On test, only the ensemble is right {paired['only_ensemble_right']} times, only the champion "
-        f"{paired['only_champion_right']} times (p {p}). {ABOUT}{UNDEFINED_ON_VALIDATION if crossed is None else ''}"
+        f"{paired['only_champion_right']} times. Their difference in {LABELS[paired['tested']]} has p "
+        f"{shown_p(paired['p'])}. {ABOUT}{UNDEFINED_ON_VALIDATION if crossed is None else ''}"
     )

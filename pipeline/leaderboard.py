@@ -7,9 +7,9 @@ An entry is one method on one network, a JSON object:
 - ``rank`` by validation, ``champion``, ``selected_by`` (the metric that validation chose by);
 - ``candidate``: name, parameters and convergence of the selected one; ``candidates``: how many, how many unconverged;
 - ``validation``, ``test``: {metric: {value, low, high}}; ``strata``: {stratum: {n, value, low, high}} on test;
-- ``against_champion``, null for the champion: on the test part, how often only one of the two is right, p, p_holm,
-  ``told_apart`` (whether p_holm is below 1 - confidence), ``difference`` in the metric that chose, method minus
-  champion, and ``ahead_on_test``;
+- ``against_champion``, null for the champion: on the test part, how often only one of the two is right; p and p_holm of
+  the difference in the metric ``tested``, the one that chose (null where it is undefined); ``told_apart`` (whether
+  p_holm is below 1 - confidence); the ``difference`` itself, method minus champion; and ``ahead_on_test``;
 - ``cost``: counts of the selected model;
 - ``repeats``, null for a method trained once: ``count``, ``draws`` (whether training draws anything), and for
   validation and test {metric: {mean, sd}} over all trainings, where every other number is of the first one;
@@ -59,6 +59,11 @@ def numbers(values: Mapping[str, float]) -> dict[str, Any]:
 def shown(value: float | None) -> str:
     """Return three decimals, or a dash for an undefined value."""
     return UNDEFINED if value is None else f"{value:.3f}"
+
+
+def shown_p(p: float | None) -> str:
+    """Return a p-value with three decimals, or a dash for an undefined one."""
+    return "<0.001" if p is not None and p < 0.001 else shown(p)
 
 
 def title(network: str, method: str, ablation: str | None = None) -> str:
@@ -128,7 +133,9 @@ def csv_table(entries: Sequence[Entry]) -> tuple[list[str], list[dict[str, Any]]
                 row[f"{part}_{metric}"] = _decimals(bounds["value"])
                 row |= {f"{part}_{metric}_{bound}": _decimals(bounds[bound]) for bound in ("low", "high")}
         paired = one["against_champion"]
-        row |= {name: f"{paired[name]:.4g}" if paired else None for name in ("p", "p_holm")}
+        row["tested"] = paired["tested"] if paired else None
+        defined = paired is not None and paired["p"] is not None
+        row |= {name: f"{paired[name]:.4g}" if defined else None for name in ("p", "p_holm")}
         row["told_apart"] = paired["told_apart"] if paired else None
         row["difference"] = _decimals(paired["difference"]["value"]) if paired else None
         row |= _repeats_columns(one) | _calibration_columns(one)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, title_of
+from pipeline import statistics
+from pipeline.leaderboard import CONSOLE, LABELS, UNDEFINED, Entry, shown, shown_p, title_of
 
 # Beside the metric that validation chose by; the other metrics are in the CSV and JSON.
 ALWAYS_SHOWN = ("accuracy", "roc_auc", "log_loss", "expected_calibration_error")
@@ -16,7 +17,7 @@ def text(entries: Sequence[Entry]) -> str:
     """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
     metric = entries[0]["selected_by"]
     rows = [["", "method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-             *_other_labels(metric), "p (Holm)", ALIKE, "trainable", "MACs"]]  # fmt: skip
+             *_other_labels(metric), _p_label(metric), ALIKE, "trainable", "MACs"]]  # fmt: skip
     for one in entries:
         rows.append(
             [
@@ -52,7 +53,7 @@ def markdown(
     """
     metric = entries[0]["selected_by"]
     header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
-              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), "p (Holm)", ALIKE,
+              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), _p_label(metric), ALIKE,
               "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
@@ -76,31 +77,48 @@ def markdown(
             )
         )
     ties = "" if metric == "log_loss" else ", among equal ones by log loss"
-    drawn, test = "the images", "exact McNemar test"
-    if units["test"] < sizes["test"]:
+    grouped = units["test"] < sizes["test"]
+    unit, each = ("group", "a whole group") if grouped else ("image", "an image")
+    wilson, drawn = "Wilson's", "the images"
+    if grouped:
+        wilson = "that of a ratio over whole groups, or Wilson's where it is wider"
         drawn = f"whole groups, {units['test']:,} in test, because images of one group are alike"
-        test = "exact test that lets a group take sides as one (McNemar's, were all groups of one image)"
+    test = f"permutation test that exchanges the two methods' predictions of {each}"
+    if metric == "accuracy":
+        test = "exact test that lets a group take sides as one" if grouped else "exact McNemar test"
     notes = (
-        f"Validation ({sizes['validation']:,} images) chose each method's candidate and the champion, by "
-        f"{LABELS[metric]}{ties}; the models were trained on {sizes['train']:,} images. "
-        f"Test ({sizes['test']:,} images) was read once, afterwards, and chose nothing; the columns to the right of "
-        f"validation are of test. Intervals: {confidence:.0%}, from {samples:,} bootstrap resamples of {drawn}, for "
-        f"this split and these trained models; of an accuracy of 0 or 1, the binomial's (Clopper and Pearson 1934). "
-        f"p: {test} against the champion, Holm-corrected for {len(entries) - 1} comparisons; "
-        f"≈ marks the methods that it does not tell from the champion (p of {1 - confidence:.2g} or more), which is no "
-        f"proof that they are equally good. "
+        f"Validation ({sizes['validation']:,} images) chose each method's candidate, where training stops (epochs, "
+        f"trees), and the champion, by {LABELS[metric]}{ties}; the models were trained on {sizes['train']:,} images. "
+        f"This comparison read test ({sizes['test']:,} images) after that, and test chose nothing in it; "
+        f"`python -m pipeline fairness looks` lists earlier looks at test. The columns to the right of validation are "
+        f"of test. Intervals: {confidence:.0%}, for this split and these trained models; of accuracy, {wilson}; of "
+        f"other metrics, from {samples:,} bootstrap resamples of {drawn}, widened for the number of {unit}s. "
+        f"p: {test}, for the difference in {LABELS[metric]} from the champion, Holm-corrected for {len(entries) - 1} "
+        f"comparisons; ≈ marks the methods that it does not tell from the champion (p of {1 - confidence:.2g} or "
+        f"more), which is no proof that they are equally good. "
         f"ECE: expected calibration error; resampling biases it upwards, so its interval, in the CSV and JSON, lies "
         f"too high and can miss the value. MACs: multiply-adds for one image."
     )
     notes = " ".join([notes, *_about_repeats(entries)])
-    return "\n".join([*lines, "", verdict(entries, confidence=confidence), "", notes]) + "\n"
+    said = [verdict(entries, confidence=confidence), *few_units(units, sizes), notes]
+    return "\n\n".join(["\n".join(lines), *said]) + "\n"
+
+
+def few_units(units: Mapping[str, int], sizes: Mapping[str, int]) -> list[str]:
+    """Return a warning for each part with too few independent images or groups."""
+    return [
+        f"Warning: {part} has only {count} {'groups' if count < sizes[part] else 'images'} that are independent of "
+        f"each other. With fewer than {statistics.FEW_UNITS}, take its intervals as rough."
+        for part, count in units.items()
+        if count < statistics.FEW_UNITS
+    ]
 
 
 def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
     metric = entries[0]["selected_by"]
     header = ["method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-              LABELS["roc_auc"], "p (Holm)", ALIKE, "trainable parameters"]  # fmt: skip
+              LABELS["roc_auc"], _p_label(metric), ALIKE, "trainable parameters"]  # fmt: skip
     lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for one in entries:
         name = title_of(one)
@@ -125,25 +143,27 @@ def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
 def verdict(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return in words what the test part says about the champion and the others."""
     champion, *others = entries
-    metric, alpha = champion["selected_by"], 1 - confidence
-    label = LABELS[metric]
+    metric = champion["selected_by"]
+    label, p = LABELS[metric], f" (p < {1 - confidence:.2g})"
     name = title_of(champion)
     repeats = champion["repeats"]
     over = f", over {repeats['count']} trainings {_mean_and_spread(champion, 'test', metric)}" if repeats else ""
     sentences = [f"On test, {name} reaches {label} {_with_interval(champion['test'][metric])}{over}."]
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "chance": []}
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "chance": [], "unknown": []}
     for one in others:
         paired = one["against_champion"]
-        group = "chance"
-        if paired["p_holm"] < alpha:
-            group = "better" if paired["only_method_right"] > paired["only_champion_right"] else "worse"
+        group = "unknown" if paired["p_holm"] is None else "chance"
+        if paired["told_apart"]:
+            group = "better" if paired["ahead_on_test"] else "worse"
         groups[group].append(title_of(one))
     if groups["worse"]:
-        sentences.append(f"It is right more often than {_listed(groups['worse'])}, beyond chance (p < {alpha:.2g}).")
+        sentences.append(f"Its {label} is better than that of {_listed(groups['worse'])}, beyond chance{p}.")
     if groups["better"]:
-        sentences.append(f"It is right less often than {_listed(groups['better'])}, beyond chance (p < {alpha:.2g}).")
+        sentences.append(f"Its {label} is worse than that of {_listed(groups['better'])}, beyond chance{p}.")
     if groups["chance"]:
         sentences.append(f"The difference from {_listed(groups['chance'])} may be chance.")
+    if groups["unknown"]:
+        sentences.append(f"No difference can be tested: {label} is undefined on these test images.")
     ahead = [
         f"{title_of(one)} ({shown(one['test'][metric]['value'])})"
         for one in others
@@ -200,10 +220,11 @@ def _with_interval(bounds: Mapping[str, float | None]) -> str:
 
 
 def _p(one: Entry) -> str:
-    if one["against_champion"] is None:
-        return UNDEFINED
-    p = one["against_champion"]["p_holm"]
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return shown_p(one["against_champion"]["p_holm"]) if one["against_champion"] else UNDEFINED
+
+
+def _p_label(metric: str) -> str:
+    return f"p (Holm), {LABELS[metric]}"
 
 
 def _alike(one: Entry) -> str:

@@ -20,6 +20,8 @@ import numpy as np
 from pipeline.params import Block, ParamsError
 
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "expected_calibration_error"})
+# They see the order of a method's probabilities only.
+OF_RANKS = frozenset({"roc_auc", "average_precision"})
 
 # A probability of exactly 0 or 1 would make the loss of one image infinite. Predictions are stored as float32, whose
 # eps is also what scikit-learn clips them at.
@@ -209,6 +211,13 @@ METRICS: Mapping[str, Callable[[Evaluation, np.ndarray], np.ndarray]] = {
     "expected_calibration_error": expected_calibration_error,
 }
 NAMES = tuple(METRICS)
+
+
+def largest(metric: str, n_classes: int) -> float:
+    """Return the largest value that a metric can have; the smallest is 0."""
+    if metric == "brier":
+        return 1.0 if n_classes == 2 else 2.0
+    return -math.log(SMALLEST_PROBABILITY) if metric == "log_loss" else 1.0
 
 
 def compute(

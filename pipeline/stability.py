@@ -42,7 +42,21 @@ def ranks(ranked: Sequence[Method], resampled: Resampled, protocol: Protocol) ->
     found: dict[str, Any] = {"kendall_tau_of_validation_and_test": leaderboard.number(between)}
     for part, places in (("validation", validation), ("test", test)):
         drawn = _places([resampled[part][method.record.name] for method in ranked], metric)
-        found[part] = _stability([method.record.name for method in ranked], places, drawn, protocol.compare.confidence)
+        taus = rankings.kendall_tau(drawn, places)
+        interval = statistics.resampled_interval(
+            float(taus.mean()), taus, confidence=protocol.compare.confidence, units=protocol.units[part], limits=(-1, 1)
+        )
+        rows = zip(ranked, places, rankings.shares(drawn), strict=True)
+        found[part] = {
+            "kendall_tau": leaderboard.numbers(interval._asdict()),
+            "runs": {
+                method.record.name: {
+                    "place": int(place),
+                    "shares": [leaderboard.number(float(share)) for share in row],
+                }
+                for method, place, row in rows
+            },
+        }
     return found
 
 
@@ -50,16 +64,3 @@ def _places(measured: Sequence[Mapping[str, np.ndarray]], metric: str) -> np.nda
     """Return the places int64 (samples, methods) of methods from {metric: (samples,)} of each."""
     values, losses = (np.stack([each[name] for each in measured], axis=1) for name in (metric, "log_loss"))
     return rankings.places(values, losses, lower_is_better=metric in metrics.LOWER_IS_BETTER)
-
-
-def _stability(names: Sequence[str], places: np.ndarray, drawn: np.ndarray, confidence: float) -> dict[str, Any]:
-    taus = rankings.kendall_tau(drawn, places)
-    interval = statistics.percentile_interval(float(taus.mean()), taus, confidence=confidence)
-    rows = zip(names, places, rankings.shares(drawn), strict=True)
-    return {
-        "kendall_tau": leaderboard.numbers(interval._asdict()),
-        "runs": {
-            name: {"place": int(place), "shares": [leaderboard.number(float(share)) for share in row]}
-            for name, place, row in rows
-        },
-    }

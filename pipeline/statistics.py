@@ -1,16 +1,18 @@
-"""How far a number can be trusted: bootstrap intervals, paired tests, correction for many comparisons. Pure.
+"""How far a number can be trusted: intervals, paired tests, correction for many comparisons. Pure.
 
-Images are resampled as they are, without strata, and every method is measured on the same resamples. So the difference
-of two methods has an interval of its own, much narrower than the two intervals suggest. Images of one group are alike:
-whole groups are drawn, and a group takes sides in a paired test as one (docs/decisions/0024).
+Images of one group are alike, so the unit of every interval and test is a whole group, or an image that has no group
+(docs/decisions/0024 and 0026). Accuracies have score intervals. Every other metric is measured on bootstrap resamples,
+without strata and the same for every method: so the difference of two methods has an interval of its own, much narrower
+than the two intervals suggest.
 
-The percentile interval takes its bounds from the resampled values as they are (Efron and Tibshirani 1993, chapter 13).
-It is honest about sampling the images of this split; it knows nothing of another split, seed or training run.
+An interval is honest about sampling the units of this split; it knows nothing of another split, seed or training run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +22,12 @@ from pipeline.params import Block
 
 # Of one array of weights: 8 MiB of float64, which the metrics copy a few times over.
 ELEMENTS_AT_ONCE = 1 << 20
+# Below, spreads are estimated from too few units to be trusted, whatever the interval says (docs/decisions/0026).
+FEW_UNITS = 30
+# 2 to the power of -50 is more than anybody reads of a bound.
+HALVINGS = 50
+# Sums in another order differ by less than this; differences of metrics that do so are ties.
+ROUNDING = 1e-12
 
 Measure = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -106,8 +114,9 @@ def bootstrap(
 def percentile_interval(value: float, resampled: np.ndarray, *, confidence: float) -> Interval:
     """Return ``value`` with the bounds that hold the central ``confidence`` share of ``resampled``.
 
-    Resamples in which the metric is undefined (NaN: they drew one class only) are left out. The bounds of a metric that
-    resampling biases, such as the expected calibration error, can miss the value itself.
+    Efron and Tibshirani 1993, chapter 13. Resamples in which the metric is undefined (NaN: they drew one class only)
+    are left out. The bounds of a metric that resampling biases, such as the expected calibration error, can miss the
+    value.
     """
     defined = resampled[~np.isnan(resampled)]
     if not len(defined) or np.isnan(value):
@@ -116,18 +125,122 @@ def percentile_interval(value: float, resampled: np.ndarray, *, confidence: floa
     return Interval(value, float(low), float(high))
 
 
-def accuracy_interval(value: float, resampled: np.ndarray, *, confidence: float, units: int) -> Interval:
-    """Return the percentile interval of an accuracy; of 0 or 1 that of the binomial (Clopper and Pearson 1934).
+def resampled_interval(
+    value: float, resampled: np.ndarray, *, confidence: float, units: int, limits: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """Return the percentile interval, each bound moved away from ``value`` as far as so few units ask for.
 
-    Resampling images that are all right, or all wrong, would say that nothing else is possible. ``units``: how many are
-    drawn, see `units`.
+    The distances are multiplied by t(units - 1) / z * sqrt(units / (units - 1)): resamples of few units vary too
+    little, and their spread is itself an estimate (after the expanded percentile interval of Hesterberg 2015, "What
+    teachers should know about the bootstrap"). ``units``: how many were drawn. ``limits``: the smallest and the largest
+    value that there is. Of a single unit the bounds are NaN.
     """
-    beyond = ((1 - confidence) / 2) ** (1 / units)
-    if value == 1:
-        return Interval(value, beyond, 1.0)
-    if value == 0:
-        return Interval(value, 0.0, 1 - beyond)
-    return percentile_interval(value, resampled, confidence=confidence)
+    _, low, high = percentile_interval(value, resampled, confidence=confidence)
+    if units < 2 or math.isnan(low):
+        return Interval(value, np.nan, np.nan)
+    more = _student(units, confidence) / _normal(confidence) * math.sqrt(units / (units - 1)) - 1
+    low, high = low - more * abs(low - value), high + more * abs(high - value)
+    return Interval(value, max(limits[0], low), min(limits[1], high))
+
+
+def accuracy_interval(right: np.ndarray, groups: Sequence[str] = (), *, confidence: float) -> Interval:
+    """Return the interval of an accuracy: Wilson's (1927), or with groups the one of `_score_or_ratio`.
+
+    ``right``: bool (n,), which images are classified right.
+    """
+    share, z = float(right.mean()), _normal(confidence)
+
+    def wilson(trials: int) -> tuple[float, float]:
+        middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+        half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+        return middle - half, middle + half
+
+    low, high, unseen = _score_or_ratio(right.astype(np.int64), groups, wilson, confidence=confidence)
+    low, high = min(low, share, 1 - unseen), max(high, share, unseen)
+    return Interval(share, max(low, 0.0), min(high, 1.0))
+
+
+def accuracy_difference(
+    first_right: np.ndarray, second_right: np.ndarray, groups: Sequence[str] = (), *, confidence: float
+) -> Interval:
+    """Return the interval of the second accuracy minus the first, of two methods on the same images, bool (n,) each.
+
+    All differences that the score test of paired shares does not reject (Tango 1998), or with groups the interval of
+    `_score_or_ratio`. Resampling would say that nothing can differ if no image of these does.
+    """
+    ahead = second_right.astype(np.int64) - first_right
+    n, value = len(ahead), float(ahead.mean())
+    lost, won = float((ahead < 0).sum() / n), float((ahead > 0).sum() / n)
+    low, high, unseen = _score_or_ratio(
+        ahead, groups, lambda trials: _tango(lost, won, trials, confidence=confidence), confidence=confidence
+    )
+    low, high = min(low, -unseen if value <= 0 else value), max(high, unseen if value >= 0 else value)
+    return Interval(value, max(low, -1.0), min(high, 1.0))
+
+
+def _score_or_ratio(
+    values: np.ndarray,
+    groups: Sequence[str],
+    score: Callable[[int], tuple[float, float]],
+    *,
+    confidence: float,
+) -> tuple[float, float, float]:
+    """Return the bounds of the mean of ``values``, int (n,), and the share of units that may behave as none of these.
+
+    ``score``: the bounds by a score test of so many independent trials with these shares. Without groups the bounds are
+    those of n trials. With groups they are, where units differ, those of the mean as a ratio of two sums over units
+    (Cochran 1977, section 6.3), by t(units - 1), or those of n trials where these are wider; and where all units are
+    alike, those of as many trials as there are units.
+
+    The share is the score test's bound for what none of the units does: z^2 / (units + z^2), 0 without groups. No
+    spread between the units that were drawn tells of it. Without it, one mistake in many groups would promise more than
+    none.
+    """
+    member = units(len(values), groups)
+    n, count = len(values), int(member.max()) + 1
+    low, high = score(n)
+    if count == n:
+        return low, high, 0.0
+    z = _normal(confidence)
+    unseen = z * z / (count + z * z)
+    # Times n, these are whole numbers, and units that are alike leave exactly 0.
+    residuals = n * np.bincount(member, weights=values) - values.sum() * np.bincount(member)
+    if not residuals.any():
+        return *score(count), unseen
+    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / n**2
+    mean, half = float(values.mean()), _student(count, confidence) * error
+    return min(low, mean - half), max(high, mean + half), unseen
+
+
+def _tango(lost: float, won: float, trials: int, *, confidence: float) -> tuple[float, float]:
+    """Return the bounds of won - lost, the shares of so many trials that only one of two methods gets right."""
+    z, observed = _normal(confidence), won - lost
+
+    def rejected(difference: float) -> bool:
+        # The variance is that of the most likely shares which have this difference.
+        b = -(won + lost) + (2 - won + lost) * difference
+        c = -lost * difference * (1 - difference)
+        share = (math.sqrt(max(b * b - 8 * c, 0.0)) - b) / 4
+        return trials * (observed - difference) ** 2 > z * z * (2 * share + difference * (1 - difference))
+
+    bounds = []
+    for end in (-1.0, 1.0):
+        inside, outside = observed, end
+        for _ in range(HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        bounds.append(inside)
+    return bounds[0], bounds[1]
+
+
+def _normal(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _student(units: int, confidence: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, units - 1))
 
 
 def paired_test(first_right: np.ndarray, second_right: np.ndarray, groups: Sequence[str] = ()) -> PairedTest:
@@ -160,11 +273,51 @@ def _sign_flip(values: np.ndarray) -> float:
     return min(float(chances[distance >= abs(int(values.sum()))].sum()), 1.0)
 
 
+def permutation_test(
+    measure: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    *,
+    samples: int,
+    generator: np.random.Generator,
+    groups: Sequence[str] = (),
+) -> float:
+    """Return the two-sided p-value of a difference in any metric between two methods on the same n images.
+
+    Under the null hypothesis the two are exchangeable in every unit (see `units`): ``samples`` times, all predictions
+    of a unit change sides with chance one half. p is the share of differences as far from 0 as the observed one, itself
+    among them (Phipson and Smyth 2010). Those that are undefined are left out; NaN if the observed one is.
+
+    ``measure``: maps weights (s, 2n), of the first method's predictions and behind them the second's, to the metric,
+    float64 (s,).
+    """
+    member = units(n, groups)
+    count = int(member.max()) + 1
+
+    def distance(changed: np.ndarray) -> np.ndarray:
+        return np.abs(measure(np.hstack([changed, 1 - changed])) - measure(np.hstack([1 - changed, changed])))
+
+    observed = distance(np.zeros((1, n)))[0]
+    if np.isnan(observed):
+        return math.nan
+    as_far, defined = 1, 1
+    at_once = max(1, ELEMENTS_AT_ONCE // (2 * n))
+    for start in range(0, samples, at_once):
+        drawn = generator.integers(0, 2, size=(min(at_once, samples - start), count))
+        found = distance(drawn.astype(np.float64)[:, member])
+        as_far += int((found >= observed - ROUNDING).sum())
+        defined += int((~np.isnan(found)).sum())
+    return as_far / defined
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the order received (Holm 1979): step down, never above 1."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    """Return p-values corrected for their number, in the order received (Holm 1979): step down, never above 1.
+
+    NaN, of a test that could not be made, stays so and does not count.
+    """
+    corrected = [math.nan] * len(p_values)
+    largest, left = 0.0, int(np.count_nonzero(~np.isnan(p_values)))
+    for index in np.argsort(p_values, kind="stable")[:left]:  # NaN comes last
+        largest = max(largest, min(1.0, left * p_values[index]))
         corrected[index] = largest
+        left -= 1
     return corrected

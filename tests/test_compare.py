@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,21 +261,26 @@ def test_alike_images_of_one_group_make_intervals_wider_and_p_larger(project, ca
         found[grouped_by] = {one["run"]: one for one in entries()}, units, capsys.readouterr()
     (alone, units, said), (grouped, units_of_groups, said_of_groups) = found[None], found[5]
     assert (units, units_of_groups) == ({"validation": 40, "test": 60}, {"validation": 8, "test": 12})
-    widths = [each["lite-svm"]["test"]["accuracy"] for each in (alone, grouped)]
-    narrow, wide = (each["high"] - each["low"] for each in widths)
-    assert wide == pytest.approx(narrow * 5**0.5, rel=0.15), "12 witnesses, not 60"
+    narrow, wide = (each["lite-svm"]["test"]["accuracy"] for each in (alone, grouped))
+    assert (narrow["low"], narrow["high"]) == pytest.approx((0.7196, 0.9069), abs=1e-4), "Wilson's"
+    # 12 witnesses, not 60: 10 groups have 5/6 images more right than expected, and 2 groups 25/6 fewer.
+    half = 2.201 * (12 / 11 * (10 * (5 / 6) ** 2 + 2 * (25 / 6) ** 2)) ** 0.5 / 60
+    assert (wide["low"], wide["high"]) == (pytest.approx(5 / 6 - half, abs=1e-4), 1)
     paired = [each["lite-trees"]["against_champion"] for each in (alone, grouped)]
     assert all((each["only_champion_right"], each["only_method_right"]) == (15, 0) for each in paired)
     assert [each["p"] for each in paired] == [pytest.approx(2 / 2**15, rel=1e-4), 2 / 2**3]
     assert [each["convnet-scratch"]["test"]["accuracy"]["low"] for each in (alone, grouped)] == [
-        pytest.approx(0.025 ** (1 / count), abs=1e-6) for count in (60, 12)
+        pytest.approx(count / (count + 3.8415), abs=1e-5) for count in (60, 12)
     ]
     assert "60 test images (in 12 groups, which are drawn whole)" in said_of_groups.out
     assert "groups" not in said.out
+    warnings = [f"Warning: {part} has only {count} groups" for part, count in (("validation", 8), ("test", 12))]
+    assert all(warning in said_of_groups.out for warning in warnings) and "Warning" not in said.out
     page = Path("results/leaderboard.md").read_text(encoding="utf-8")
     assert "bootstrap resamples of whole groups, 12 in test" in page and "a group take sides as one" in page
+    assert all(warning in page for warning in warnings)
     assert "by accuracy, among equal ones by log loss; the models" in page
-    assert "of an accuracy of 0 or 1, the binomial's" in page
+    assert "that of a ratio over whole groups, or Wilson's where it is wider" in page
 
 
 def test_methods_that_test_does_not_tell_from_the_champion_are_marked_everywhere(compared):
@@ -446,6 +451,90 @@ def test_losses_are_ranked_smallest_first(project):
         assert entry["against_champion"]["ahead_on_test"] == (entry["against_champion"]["difference"]["value"] < 0)
 
 
+def selected_by(metric: str, **changes: Any) -> Params:
+    return params(selection={"metric": metric, "positive_class": "defective"}, **changes)
+
+
+def change_test(run: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change a run's test probabilities of the second class, float (n,); the first has what is left."""
+    path = artifacts.RUNS / run / "predictions.npz"
+    kept = artifacts.read_predictions(path)
+    second = change(kept.test[:, 1].astype(np.float64))
+    test = np.stack([1 - second, second], axis=1).astype(np.float32)
+    artifacts.write_predictions(path, dataclasses.replace(kept, test=test))
+
+
+def test_methods_are_told_apart_by_the_metric_that_chose(project, capsys):
+    """Every answer of the trees is the SVM's, but each of them is a doubt: accuracies alike, losses far apart."""
+    for method, share in (("svm", 0.9), ("trees", 0.8)):
+        write_run("lite", method, validation=[share], test=0.9, seed=1)
+    write_run("convnet", "scratch", validation=[0.6], test=0.6, stage="scratch", seed=3)
+    change_test("lite-svm", lambda second: np.where(second > 0.5, 0.8, 0.2))
+    change_test("lite-trees", lambda second: np.where(second > 0.5, 0.55, 0.45))
+    compare.main(selected_by("accuracy"), log=NoLog())
+    by_accuracy = entries()[1]["against_champion"]
+    assert (by_accuracy["tested"], by_accuracy["p"], by_accuracy["told_apart"]) == ("accuracy", 1, False)
+    compare.main(selected_by("log_loss"), log=NoLog())
+    champion, trees, _ = entries()
+    assert (champion["test"]["log_loss"]["value"] < 0.37) and (trees["test"]["log_loss"]["value"] > 0.61)
+    by_loss = trees["against_champion"]
+    assert by_loss["tested"] == "log_loss" and by_loss["told_apart"] and by_loss["p"] < 0.02
+    assert by_loss["difference"]["low"] > 0 and not by_loss["ahead_on_test"]
+    assert (by_loss["only_champion_right"], by_loss["only_method_right"]) == (0, 0)
+    page = Path("results/leaderboard.md").read_text()
+    assert "Its log loss is better than that of lite · trees" in page and "permutation test" in page
+    for text in (capsys.readouterr().out, page, leaderboard_tables.short_markdown(entries(), confidence=0.95)):
+        assert "p (Holm), log loss" in text
+    assert [row["tested"] for row in leaderboard.csv_table(entries())[1]] == [None, "log_loss", "log_loss"]
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "average_precision"])
+def test_the_scale_of_one_method_changes_no_test_of_ranks(project, metric):
+    write_three_runs()
+    compare.main(selected_by(metric), log=NoLog())
+    before = [entry["against_champion"] for entry in entries()]
+    change_test("lite-trees", lambda second: 0.02 * second**3)
+    compare.main(selected_by(metric), log=NoLog())
+    after = [entry["against_champion"] for entry in entries()]
+    for one, other in zip(before[1:], after[1:], strict=True):
+        assert [one[name] for name in ("p", "p_holm", "difference")] == [
+            other[name] for name in ("p", "p_holm", "difference")
+        ]
+    assert any(0.01 < one["p"] < 0.9 for one in before[1:]), "the test must have something to see"
+
+
+def test_a_metric_that_test_leaves_undefined_tests_nothing(project, capsys):
+    write_manifest()
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    rows = [row for row in rows if row["split"] != "test" or row["label"] == "functional"]
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    write_three_runs()
+    compare.main(selected_by("roc_auc"), log=NoLog())
+    for entry in entries()[1:]:
+        paired = entry["against_champion"]
+        assert (paired["p"], paired["p_holm"], paired["told_apart"]) == (None, None, False)
+        assert set(paired["difference"].values()) == {None}
+    page = Path("results/leaderboard.md").read_text()
+    assert "No difference can be tested: ROC-AUC is undefined on these test images" in page
+    header, _, *lines = [line.split(" | ") for line in page.splitlines() if line.startswith("|")]
+    assert {line[header.index("p (Holm), ROC-AUC")] for line in lines} == {"–"}
+    assert [row["p"] for row in leaderboard.csv_table(entries())[1]] == [None] * 3
+
+
+def test_one_image_more_right_is_no_worse_an_interval(project):
+    """Of a stratum and of a part alike: a mistake in 30 or 60 images promises no more than none."""
+    for method, share in (("svm", 1.0), ("trees", 59 / 60)):
+        write_run("lite", method, validation=[share], test=share, seed=4)
+    compare.main(params(scratch={"networks": []}), log=NoLog())
+    all_right, one_wrong = entries()
+    worst = min(one_wrong["strata"].values(), key=lambda one: one["value"])
+    for part, n in (("validation", 40), ("test", 60)):
+        assert all_right[part]["accuracy"]["low"] == pytest.approx(n / (n + 3.8415), abs=1e-5)
+    pairs = [(all_right[part]["accuracy"], one_wrong[part]["accuracy"]) for part in ("validation", "test")]
+    for better, worse in [*pairs, (all_right["strata"]["mono"], worst)]:
+        assert worse["low"] < better["low"] and worse["high"] < better["high"] == 1
+
+
 def test_csv_has_one_row_a_method_with_every_metric(compared):
     columns, _ = leaderboard.csv_table(entries())
     read = artifacts.read_csv(Path("results/leaderboard.csv"), columns)
@@ -459,7 +548,9 @@ def test_markdown_marks_the_champion_and_says_what_was_read_when(compared):
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "**lite · svm** (champion)" in table[2]
-    assert "Validation (40 images) chose" in text and "Test (60 images) was read once" in text
+    assert "Validation (40 images) chose" in text and "where training stops (epochs, trees)" in text
+    assert "This comparison read test (60 images) after that" in text and "fairness looks` lists earlier looks" in text
+    assert "read once" not in text
     assert "expected calibration error; resampling biases it upwards" in text
 
 
@@ -501,7 +592,7 @@ def test_the_champion_has_the_best_mean_over_repeats_not_the_luckiest_first_trai
     for text in (capsys.readouterr().out, Path("results/leaderboard.md").read_text()):
         assert "0.800 ± 0.050" in text and "0.800 ± 0.100" in text and "0.600 ± 0 " in text
         assert "draws nothing (convnet · scratch)" in " ".join(text.split())
-    assert "[0.817, 0.967], over 3 trainings 0.800 ± 0.100." in Path("results/leaderboard.md").read_text()
+    assert "[0.799, 0.953], over 3 trainings 0.800 ± 0.100." in Path("results/leaderboard.md").read_text()
     _, rows = leaderboard.csv_table(entries())
     assert rows[0]["repeats"] == 3 and rows[0]["test_accuracy_mean"] == "0.8000" == rows[0]["validation_accuracy_mean"]
     summary = artifacts.read_json(Path("results/metrics.json"))
@@ -581,6 +672,22 @@ def test_validation_after_calibration_is_not_judged_by_the_labels_that_fitted_it
     own = calibrators.from_description(artifacts.read_calibrator(artifacts.RUNS / "lite-svm")).apply(validation)
     judged_by_itself = metrics.score("log_loss", own, part.labels, positive=0)
     assert svm["calibration"]["validation"]["log_loss"]["after"] > judged_by_itself
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+@pytest.mark.parametrize("whole", ["part", "class"])
+def test_folds_that_cannot_fit_a_calibrator_leave_validation_undefined(project, kind, whole):
+    """Without the fold that holds a class, or every image, nothing tells a calibrator how sure to be."""
+    rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
+    rows = [row | {"group": row["split"] + (row["label"] if whole == "class" else "")} for row in rows]
+    artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
+    write_three_runs()
+    compare.main(params(compare=COMPARE | {"calibration": kind}), log=NoLog())
+    for entry in entries():
+        after = {part: [one["after"] for one in entry["calibration"][part].values()] for part in ("validation", "test")}
+        assert set(after["validation"]) == {None} and None not in after["test"]
+        assert None not in [one["before"] for one in entry["calibration"]["validation"].values()]
+    assert "A dash: without one of the folds" in Path("results/leaderboard.md").read_text()
 
 
 def test_a_calibrator_of_other_predictions_is_refused(project):

@@ -160,7 +160,9 @@ def test_groups_are_drawn_whole_for_the_ensemble_too(project):
     compare.main(asked(), log=NoLog())
     alone = artifacts.read_json(leaderboard.DETAILS)["ensemble"]
     assert grouped["members"] == alone["members"]
-    assert grouped["ensemble"]["test"]["accuracy"]["low"] != alone["ensemble"]["test"]["accuracy"]["low"]
+    for metric in ("accuracy", "log_loss"):
+        narrow, wide = (found["ensemble"]["test"][metric] for found in (alone, grouped))
+        assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"], metric
 
 
 @pytest.mark.parametrize("picks", [0, -3, 1.5, "all"])
@@ -183,6 +185,9 @@ def in_groups(group: Callable[[dict[str, str]], str]) -> None:
     [
         # Each class is one group, so one fold holds all of it, and the other folds have one class.
         pytest.param("roc_auc", lambda row: row["split"] + row["label"], id="one class left"),
+        # Of positive images alone, every method has an average precision of 1, and every mean a small loss.
+        pytest.param("average_precision", lambda row: row["split"] * (row["label"] == "functional"), id="positive"),
+        pytest.param("accuracy", lambda row: row["split"] + row["label"], id="one class left to be right about"),
         pytest.param("accuracy", lambda row: row["split"], id="no image left"),
     ],
 )
@@ -202,10 +207,22 @@ def test_where_a_fold_leaves_nothing_to_choose_by_cross_fitting_is_undefined_and
     assert artifacts.read_json(artifacts.RESULTS / "metrics.json")["ensemble"][f"cross_fitted_{metric}"] is None
 
 
-def test_groups_of_one_class_each_can_be_judged_by_accuracy(project):
-    in_groups(lambda row: row["split"] + row["label"])
+@pytest.mark.parametrize(("metric", "defined"), [("roc_auc", False), ("average_precision", False), ("accuracy", True)])
+def test_a_class_that_one_fold_has_alone_is_needed_by_metrics_of_each_class(project, metric, defined):
+    """With three classes the others can still be told apart, but nothing chooses by the third."""
+    test_compare.write_manifest(classes=("daisy", "rose", "tulip"), strata=[""])
+    in_groups(lambda row: row["split"] if row["label"] == "rose" else "")
     test_compare.write_three_runs()
-    compare.main(asked(), log=NoLog())
+    of = {"metric": metric, "positive_class": None}
+    compare.main(test_compare.params(compare=test_compare.COMPARE | {"ensemble": 5}, selection=of), log=NoLog())
     found = artifacts.read_json(leaderboard.DETAILS)["ensemble"]
-    assert None not in found["champion"]["cross_fitted"].values()
-    assert ensemble_table.UNDEFINED_ON_VALIDATION not in Path("results/leaderboard.md").read_text()
+    assert all((found[who]["cross_fitted"][metric] is not None) == defined for who in ("champion", "ensemble"))
+    assert (ensemble_table.UNDEFINED_ON_VALIDATION in Path("results/leaderboard.md").read_text()) != defined
+
+
+def test_the_ensemble_is_tested_by_the_metric_that_chose(project):
+    test_compare.write_three_runs()
+    compare.main(asked(metric="log_loss"), log=NoLog())
+    found = artifacts.read_json(leaderboard.DETAILS)["ensemble"]["against_champion"]
+    assert found["tested"] == "log_loss" and 0 < found["p"] <= 1
+    assert "Their difference in log loss has p " in Path("results/leaderboard.md").read_text()

@@ -129,6 +129,16 @@ def test_losses_worked_by_hand():
     assert found["brier"] == pytest.approx((0.25**2 + 0.5**2 + 0.75**2) / 3)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_range_of_a_metric_is_what_the_best_and_the_worst_predictions_reach(count):
+    labels = np.arange(12) % count
+    found = [metrics.compute(np.eye(count)[(labels + shift) % count], labels, positive=0) for shift in (0, 1)]
+    for name in metrics.NAMES:
+        low, high = sorted(one[name] for one in found)
+        assert 0 <= low < 1e-6 or name in metrics.OF_RANKS, name
+        assert high == pytest.approx(metrics.largest(name, count)), name
+
+
 def test_certain_and_wrong_costs_a_finite_loss():
     found = metrics.compute(np.array([[1, 0]], dtype=np.float32), np.array([1]), positive=1)
     assert found["log_loss"] == pytest.approx(-np.log(np.finfo(np.float32).eps))

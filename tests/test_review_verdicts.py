@@ -161,9 +161,9 @@ def predictions(n: int, *, seed: int = 0):
     return np.stack([1 - good, good], axis=1).astype(np.float32), labels.astype(np.int64)
 
 
-def paired(claimed, replayed, labels, *, names=("accuracy", "roc_auc"), **more):
+def paired(claimed, replayed, labels, *, names=("accuracy", "roc_auc"), groups=(), **more):
     params = JUDGED_BY.equivalence.model_copy(update=more)
-    return equivalence.differences(claimed, replayed, labels, names=names, positive=1, params=params)
+    return equivalence.differences(claimed, replayed, labels, names=names, positive=1, params=params, groups=groups)
 
 
 def test_the_interval_of_a_paired_difference_is_that_of_its_own_resamples():
@@ -176,50 +176,6 @@ def test_the_interval_of_a_paired_difference_is_that_of_its_own_resamples():
     error = 1.96 * difference.std() / np.sqrt(400)
     assert found.replayed - found.claimed == pytest.approx(difference.mean())
     assert (found.low, found.high) == pytest.approx((difference.mean() - error, difference.mean() + error), abs=0.01)
-
-
-@pytest.mark.parametrize(("only_claimed", "only_replayed", "n"), [(0, 0, 20), (1, 0, 20), (3, 9, 100), (20, 0, 656)])
-def test_the_interval_of_accuracy_holds_what_the_score_test_does_not_reject(only_claimed, only_replayed, n):
-    """By another way to the most likely shares: over all of them, instead of the root of Tango's equation."""
-    from scipy.optimize import minimize_scalar
-
-    def statistic(difference):
-        """The squared score statistic, with the shares of the two kinds of images that are most likely."""
-
-        def unlikely(share):  # of the images that only the claimed side has right
-            shares = share, share + difference, 1 - 2 * share - difference
-            counts = only_claimed, only_replayed, n - only_claimed - only_replayed
-            return -sum(count * np.log(max(each, 1e-300)) for count, each in zip(counts, shares, strict=True) if count)
-
-        ends = max(0.0, -difference), (1 - difference) / 2
-        share = minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
-        variance = (2 * share + difference - difference**2) / n
-        return ((only_replayed - only_claimed) / n - difference) ** 2 / variance
-
-    low, high = equivalence.score_interval(only_claimed, only_replayed, n, confidence=0.95)
-    assert low <= (only_replayed - only_claimed) / n <= high
-    for bound in (low, high):
-        assert statistic(bound) == pytest.approx(1.959964**2, rel=1e-3)
-    swapped = equivalence.score_interval(only_replayed, only_claimed, n, confidence=0.95)
-    assert swapped == pytest.approx((-high, -low))
-
-
-def test_the_interval_of_accuracy_holds_the_truth_as_often_as_it_says_where_few_images_differ():
-    """The percentile bootstrap says that nothing differs where no such image was drawn: in 37 of 100 test parts."""
-    generator = np.random.default_rng(0)
-    n, shares = 100, (0.01, 0.0, 0.99)
-    drawn = generator.multinomial(n, shares, size=2000)
-    held = [low <= -0.01 <= high for low, high in
-            (equivalence.score_interval(*counts[:2], n, confidence=0.95) for counts in drawn.tolist())]  # fmt: skip
-    assert np.mean(held) >= 0.94
-    assert 0.3 < np.mean(drawn[:, 0] == 0) < 0.45, "every resample of these images agrees that nothing differs"
-
-
-def test_identical_answers_on_few_images_do_not_prove_that_two_models_are_equally_good():
-    """By hand: with no image on which only one is right, the bounds are z^2 / (n + z^2)."""
-    low, high = equivalence.score_interval(0, 0, 20, confidence=0.95)
-    assert (low, high) == pytest.approx((-(1.96**2) / (20 + 1.96**2), 1.96**2 / (20 + 1.96**2)), abs=1e-4)
-    assert equivalence.score_interval(0, 0, 656, confidence=0.95)[1] < 0.006
 
 
 def test_a_loss_has_a_margin_on_its_own_scale():
@@ -238,6 +194,62 @@ def test_few_images_are_not_equivalent_just_because_nothing_is_significant():
     found = paired(few, other, labels)["accuracy"]
     assert found.low <= 0 <= found.high, "no significant difference"
     assert not found.equivalent
+
+
+def lost_and_won(n: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Return probabilities, the same with 10 images lost in one group of 30 and 10 won in another, labels, groups."""
+    labels = np.arange(n) % 2
+    before = np.where(np.eye(2)[labels] > 0, 0.8, 0.2).astype(np.float32)
+    before[30:40] = before[30:40, ::-1]
+    after = before.copy()
+    after[:10], after[30:40] = before[:10, ::-1], before[30:40, ::-1]
+    return before, after, labels, [f"g{index // 30}" for index in range(n)]
+
+
+def test_images_of_one_group_are_one_witness_of_equivalence():
+    """By hand: two of 20 groups differ, by 10 images each, so the error is sqrt(20/19 * 200) / 600."""
+    before, after, labels, groups = lost_and_won()
+    alone = paired(before, after, labels, names=("accuracy", "log_loss"))
+    grouped = paired(before, after, labels, names=("accuracy", "log_loss"), groups=groups)
+    assert (alone["accuracy"].low, alone["accuracy"].high) == pytest.approx((-0.016, 0.016), abs=5e-4)
+    assert alone["accuracy"].equivalent and not grouped["accuracy"].equivalent
+    assert grouped["accuracy"].high == -grouped["accuracy"].low > 2.093 * np.sqrt(20 / 19 * 200) / 600
+    wider = (grouped["log_loss"].high - grouped["log_loss"].low) / (alone["log_loss"].high - alone["log_loss"].low)
+    assert wider > 2.5, "ten images of a group lose together"
+
+
+def test_no_more_similar_answers_are_needed_for_a_verdict_than_the_same_ones():
+    """Whether so many groups can show equivalence does not depend on how few images differ: 189, for a margin of 0.02."""
+    before, _, labels, _ = lost_and_won(1900)
+    flipped = before.copy()
+    flipped[7] = flipped[7, ::-1]
+    for count, enough in ((188, False), (190, True)):
+        groups = [f"g{index % count}" for index in range(1900)]
+        for after in (before, flipped):
+            assert paired(before, after, labels, names=("accuracy",), groups=groups)["accuracy"].equivalent == enough
+
+
+def test_the_groups_of_a_part_reach_every_interval_of_a_run(tmp_path):
+    before, after, labels, groups = lost_and_won()
+    claimed, replayed = run_directory(tmp_path / "claimed", before), run_directory(tmp_path / "replayed", after)
+    both = {"validation": labels, "test": labels}
+    generous = JUDGED_BY.equivalence.model_copy(update={"loss_margin": 0.5, "margin": 0.03})
+    params = JUDGED_BY.model_copy(update={"equivalence": generous})
+    alone = verdicts.run(claimed, replayed, truth=Truth(both, 1, "accuracy"), params=params)
+    assert alone[0] == EQUIVALENT
+    for part in both:
+        verdict, notes, _ = verdicts.run(
+            claimed, replayed, truth=Truth(both, 1, "accuracy", groups={part: groups}), params=params
+        )
+        assert verdict == DIVERGED
+        assert any(note.startswith(f"{part} accuracy") and "not within" in note for note in notes)
+
+
+def test_one_group_alone_shows_no_equivalence_by_any_metric():
+    before, after, labels, _ = lost_and_won()
+    found = paired(before, after, labels, names=metrics.NAMES, groups=["g"] * len(labels))
+    assert found.keys() == set(metrics.NAMES)
+    assert not any(one.equivalent for one in found.values())
 
 
 def test_a_metric_without_a_value_is_left_out():
@@ -590,6 +602,7 @@ def test_truth_is_shared_only_if_the_test_images_and_their_labels_are(tmp_path):
     found = evidence.truth(before, other_train, values)
     assert {part: labels.tolist() for part, labels in found.labels.items()} == {"validation": [0], "test": [1, 0]}
     assert (found.metric, found.calibration_bins) == ("roc_auc", 5)
+    assert found.groups == {"validation": ("",), "test": ("", "")}
     other_validation = manifest(tmp_path / "validation.csv", [ROWS[0], ("b", "good", "validation", "2"), *ROWS[2:]])
     assert evidence.truth(before, other_validation, values) is None
     other_label = manifest(tmp_path / "label.csv", [*ROWS[:3], ("d", "good", "test", "4")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
@@ -164,14 +165,205 @@ def test_whole_groups_are_drawn_and_images_of_none_by_themselves():
     assert len(set(drawn.sum(axis=1))) > 1
 
 
-def test_an_accuracy_of_1_is_not_certain():
-    """Clopper-Pearson: the accuracy at which all of 40 are right with a chance of 2.5 %, and the mirror image."""
-    right = statistics.accuracy_interval(1.0, np.ones(100), confidence=0.95, units=40)
-    assert right.high == 1 and right.low**40 == pytest.approx(0.025)
-    wrong = statistics.accuracy_interval(0.0, np.zeros(100), confidence=0.95, units=40)
-    assert wrong.low == 0 and wrong.high == pytest.approx(1 - right.low)
-    between = statistics.accuracy_interval(0.5, np.linspace(0, 1, 101), confidence=0.9, units=40)
-    assert between == (0.5, pytest.approx(0.05), pytest.approx(0.95))
+def test_a_mistake_never_makes_an_interval_better():
+    """With groups, spread between those that were drawn says nothing of those that were not."""
+    for groups in ((), [f"g{index // 10}" for index in range(600)]):
+        right = np.ones(600, bool)
+        found = [statistics.accuracy_interval(right, groups, confidence=0.95)]
+        for index in (0, 17, 18, 300):
+            right[index] = False
+            found.append(statistics.accuracy_interval(right, groups, confidence=0.95))
+        assert found[0].high == 1
+        for fewer, more in itertools.pairwise(found):
+            assert more.low <= fewer.low + 1e-12 and more.high <= fewer.high
+            assert more.low < more.value < more.high
+    mirrored = statistics.accuracy_interval(~right, groups, confidence=0.95)
+    assert mirrored == (pytest.approx(1 - more.value), pytest.approx(1 - more.high), pytest.approx(1 - more.low))
+
+
+def test_the_interval_of_groups_is_that_of_a_ratio_by_hand():
+    """Three groups of 2, 3 and 5 images with 1, 2 and 1 right: 4 of 10, so 0.2, 0.8 and -1 more than expected."""
+    right = np.array([1, 0, 1, 1, 0, 1, 0, 0, 0, 0], bool)
+    groups = ["a", "a", "b", "b", "b", "c", "c", "c", "c", "c"]
+    found = statistics.accuracy_interval(right, groups, confidence=0.5)
+    half = 0.816497 * math.sqrt(3 / 2 * (0.2**2 + 0.8**2 + 1)) / 10  # t with 2 degrees of freedom
+    assert found == (0.4, pytest.approx(0.4 - half, abs=1e-6), pytest.approx(0.4 + half, abs=1e-6))
+    other = statistics.accuracy_difference(np.zeros(10, bool), right, groups, confidence=0.5)
+    assert other == (0.4, pytest.approx(0.4 - half, abs=1e-6), pytest.approx(0.4 + half, abs=1e-6))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 7)), min_size=1, max_size=60))
+def test_groups_never_narrow_an_interval_of_accuracies(images):
+    first, second = (np.array(side) for side in list(zip(*images, strict=True))[:2])
+    groups = [str(group) for _, _, group in images]
+    for interval, sides in ((statistics.accuracy_interval, [first]), (statistics.accuracy_difference, [first, second])):
+        alone, grouped = (interval(*sides, names, confidence=0.9) for names in ((), groups))
+        assert grouped.low <= alone.low + 1e-9 and alone.high <= grouped.high + 1e-9
+        assert alone.low <= alone.value == grouped.value <= alone.high
+
+
+def test_units_that_are_all_alike_are_so_many_trials():
+    """Two images a group, one of them right: 25 groups, not 50 images."""
+    right, groups = np.arange(50) % 2 == 0, [str(index // 2) for index in range(50)]
+    found = statistics.accuracy_interval(right, groups, confidence=0.95)
+    expected = math.sqrt(25 / 4 + 3.8415 / 4) * math.sqrt(3.8415) / (25 + 3.8415)
+    assert (found.low, found.high) == pytest.approx((0.5 - expected, 0.5 + expected), abs=1e-4)
+
+
+def difference_of(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    pairs = (only_first, True, False), (only_second, False, True), (n - only_first - only_second, True, True)
+    return statistics.accuracy_difference(*right_and_wrong(*pairs), confidence=0.95)[1:]
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "n"), [(0, 0, 20), (1, 0, 20), (3, 9, 100), (20, 0, 656)])
+def test_the_interval_of_a_difference_holds_what_the_score_test_does_not_reject(only_first, only_second, n):
+    """By another way to the most likely shares: over all of them, instead of the root of Tango's equation."""
+    from scipy.optimize import minimize_scalar
+
+    def statistic(difference):
+        """The squared score statistic, with the shares of the two kinds of images that are most likely."""
+
+        def unlikely(share):  # of the images that only the first method has right
+            shares = share, share + difference, 1 - 2 * share - difference
+            counts = only_first, only_second, n - only_first - only_second
+            return -sum(count * np.log(max(each, 1e-300)) for count, each in zip(counts, shares, strict=True) if count)
+
+        ends = max(0.0, -difference), (1 - difference) / 2
+        share = minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        variance = (2 * share + difference - difference**2) / n
+        return ((only_second - only_first) / n - difference) ** 2 / variance
+
+    low, high = difference_of(only_first, only_second, n)
+    assert low <= (only_second - only_first) / n <= high
+    for bound in (low, high):
+        assert statistic(bound) == pytest.approx(1.959964**2, rel=1e-3)
+    swapped = difference_of(only_second, only_first, n)
+    assert swapped == pytest.approx((-high, -low))
+
+
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says_where_few_images_differ():
+    """The percentile bootstrap says that nothing differs where no such image was drawn: in 37 of 100 test parts."""
+    generator = np.random.default_rng(0)
+    n, shares = 100, (0.01, 0.0, 0.99)
+    drawn = generator.multinomial(n, shares, size=2000)
+    held = [low <= -0.01 <= high for low, high in
+            (difference_of(*counts[:2], n) for counts in drawn.tolist())]  # fmt: skip
+    assert np.mean(held) >= 0.94
+    assert 0.3 < np.mean(drawn[:, 0] == 0) < 0.45, "every resample of these images agrees that nothing differs"
+
+
+def test_identical_answers_on_few_images_do_not_prove_that_two_models_are_equally_good():
+    """By hand: with no image on which only one is right, the bounds are z^2 / (n + z^2)."""
+    low, high = difference_of(0, 0, 20)
+    assert (low, high) == pytest.approx((-(1.96**2) / (20 + 1.96**2), 1.96**2 / (20 + 1.96**2)), abs=1e-4)
+    assert difference_of(0, 0, 656)[1] < 0.006
+
+
+def drawn_in_groups(
+    generator: np.random.Generator, count: int, accuracy: float, alike: float
+) -> tuple[np.ndarray, list]:
+    """Return which images are right, of ``count`` groups of 10 to 50, with an intraclass correlation ``alike``."""
+    spread = (1 - alike) / alike
+    sizes = generator.integers(10, 51, size=count)
+    shares = np.repeat(generator.beta(accuracy * spread, (1 - accuracy) * spread, size=count), sizes)
+    return generator.random(len(shares)) < shares, np.repeat(np.arange(count), sizes).astype(str).tolist()
+
+
+@pytest.mark.parametrize(("count", "accuracy"), [(6, 0.87), (11, 0.87), (20, 0.97), (60, 0.98)])
+def test_the_interval_of_an_accuracy_holds_the_truth_in_few_groups(count, accuracy):
+    """Percentiles hold it too seldom where groups are few, and where most groups have no mistake."""
+    generator = np.random.default_rng(0)
+    held, held_by_percentiles = [], []
+    for _ in range(400):
+        right, groups = drawn_in_groups(generator, count, accuracy, 0.15)
+        _, low, high = statistics.accuracy_interval(right, groups, confidence=0.95)
+        held.append(low <= accuracy <= high)
+        drawn = statistics.bootstrap({"a": lambda weights, right=right: {"accuracy": weights @ right / weights.sum(1)}},
+                                     len(right), samples=200, generator=generator, groups=groups)  # fmt: skip
+        _, low, high = statistics.percentile_interval(right.mean(), drawn["a"]["accuracy"], confidence=0.95)
+        held_by_percentiles.append(low <= accuracy <= high)
+    assert np.mean(held) > 0.93 > 0.925 > np.mean(held_by_percentiles)
+
+
+@pytest.mark.parametrize(("count", "most"), [(6, 0.87), (11, 0.92), (20, 0.93)])
+def test_the_interval_of_other_metrics_is_widened_for_few_units(count, most):
+    """Of a mean over units, whose truth is 0."""
+    generator = np.random.default_rng(1)
+    held, held_by_percentiles = [], []
+    for _ in range(1500):
+        values = generator.normal(size=count)
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=300) @ values / count
+        wide = statistics.resampled_interval(values.mean(), drawn, confidence=0.95, units=count, limits=(-9, 9))
+        plain = statistics.percentile_interval(values.mean(), drawn, confidence=0.95)
+        held.append(wide.low <= 0 <= wide.high)
+        held_by_percentiles.append(plain.low <= 0 <= plain.high)
+    assert np.mean(held_by_percentiles) < most < 0.935 < np.mean(held) < 0.965
+
+
+def test_bounds_move_away_from_the_value_only_and_stay_where_a_metric_can_be():
+    drawn, more = np.linspace(0.2, 0.4, 1001), 2.5706 / 1.95996 * math.sqrt(6 / 5)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    for value in (0.3, 0.1):  # within the percentile interval, and below it, as an estimate with a bias may be
+        found = statistics.resampled_interval(value, drawn, confidence=0.95, units=6)
+        expected = max(0, low - (more - 1) * abs(low - value)), high + (more - 1) * (high - value)
+        assert (found.low, found.high) == pytest.approx(expected, abs=1e-4)
+        assert found.low <= low < high <= found.high
+    clipped = statistics.resampled_interval(0.3, drawn, confidence=0.95, units=2)
+    assert (clipped.low, clipped.high) == (0, 1)
+    alone = statistics.resampled_interval(0.3, drawn, confidence=0.95, units=1)
+    assert math.isnan(alone.low) and math.isnan(alone.high), "one unit tells of no spread"
+
+
+def in_weights(first: np.ndarray, second: np.ndarray) -> statistics.Measure:
+    """Return the mean of two methods' values under weights, the first's values and behind them the second's."""
+    values = np.concatenate([first, second]).astype(np.float64)
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+@pytest.mark.parametrize("groups", [(), [f"g{index // 4}" for index in range(60)]], ids=["images", "groups"])
+@pytest.mark.parametrize(("first_alone", "second_alone"), [(5, 1), (9, 2), (6, 6), (0, 0)])
+def test_the_permutation_test_of_accuracies_is_the_exact_test(groups, first_alone, second_alone):
+    sides = right_and_wrong((first_alone, True, False), (second_alone, False, True),
+                            (60 - first_alone - second_alone, True, True))  # fmt: skip
+    exact = statistics.paired_test(*sides, groups).p
+    found = statistics.permutation_test(
+        in_weights(*sides), 60, samples=20_000, generator=np.random.default_rng(0), groups=groups
+    )
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000) + 1e-4)
+
+
+def test_the_permutation_test_keeps_its_level_where_images_of_a_group_are_alike():
+    """Two equal methods whose losses go together in a group: of images by themselves, it would find too much."""
+    generator = np.random.default_rng(2)
+    groups = [str(index // 5) for index in range(60)]
+    found = {names: [] for names in ("groups", "images")}
+    for _ in range(300):
+        losses = generator.normal(size=(2, 12)).repeat(5, axis=1) + 0.5 * generator.normal(size=(2, 60))
+        for names, of in (("groups", groups), ("images", ())):
+            found[names].append(statistics.permutation_test(in_weights(*losses), 60, samples=99, groups=of,
+                                                            generator=generator))  # fmt: skip
+    rejected = {names: np.mean(np.array(p) <= 0.05) for names, p in found.items()}
+    assert 0.02 < rejected["groups"] < 0.08 and rejected["images"] > 0.2
+
+
+def test_a_permutation_test_is_never_certain_and_does_not_depend_on_memory(monkeypatch):
+    sides = np.zeros(40), np.ones(40)
+    found = statistics.permutation_test(in_weights(*sides), 40, samples=199, generator=np.random.default_rng(0))
+    assert found == 1 / 200
+    close = np.random.default_rng(3).normal(size=(2, 40))
+    whole, pieces = (
+        (monkeypatch.setattr(statistics, "ELEMENTS_AT_ONCE", most),
+         statistics.permutation_test(in_weights(*close), 40, samples=199, generator=np.random.default_rng(0)))[1]
+        for most in (1 << 20, 80 * 7)
+    )  # fmt: skip
+    assert whole == pieces and 0.05 < whole < 1
+
+
+def test_an_undefined_difference_has_no_p():
+    def measure(weights):
+        return np.where(weights[:, 0] > 0, np.nan, weights.mean(axis=1))
+
+    assert math.isnan(statistics.permutation_test(measure, 5, samples=100, generator=np.random.default_rng(0)))
 
 
 def test_methods_that_are_right_together_differ_in_nothing():
@@ -188,6 +380,7 @@ def test_holm_worked_by_hand():
     assert statistics.holm([0.6, 0.5]) == [1.0, 1.0]
     assert statistics.holm([0.02]) == [0.02]
     assert statistics.holm([]) == []
+    assert statistics.holm([0.03, math.nan, 0.02]) == [pytest.approx(0.04), pytest.approx(math.nan, nan_ok=True), 0.04]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest, permutation_test
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
@@ -24,6 +25,42 @@ def test_mcnemars_exact_p_value(first_alone, second_alone):
     second = np.repeat([True, False, True, False], [50, first_alone, second_alone, 9])
     expected = mcnemar([[50, first_alone], [second_alone, 9]], exact=True).pvalue
     assert statistics.paired_test(first, second).p == pytest.approx(min(1.0, expected))
+
+
+@pytest.mark.parametrize(("right", "n"), [(655, 656), (656, 656), (0, 656), (570, 656), (3, 7), (1, 1)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilsons_interval(right, n, confidence):
+    expected = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    found = statistics.accuracy_interval(np.arange(n) < right, confidence=confidence)
+    assert found == pytest.approx((right / n, expected.low, expected.high))
+
+
+def test_the_interval_of_a_ratio_over_groups():
+    """A regression on nothing but a constant, with errors that go together in a group."""
+    generator = np.random.default_rng(4)
+    sizes = generator.integers(5, 30, size=15)
+    groups = np.repeat(np.arange(15), sizes)
+    right = generator.random(len(groups)) < np.repeat(generator.uniform(0.3, 0.9, size=15), sizes)
+    fit = ols("right ~ 1", pd.DataFrame({"right": right.astype(float)})).fit(
+        cov_type="cluster", cov_kwds={"groups": groups}, use_t=True
+    )
+    expected = fit.conf_int(0.05).iloc[0]
+    found = statistics.accuracy_interval(right, groups.astype(str).tolist(), confidence=0.95)
+    assert found == pytest.approx((right.mean(), *expected))
+
+
+def test_the_permutation_test():
+    generator = np.random.default_rng(5)
+    first = generator.normal(size=12)
+    second = first + generator.normal(0.4, 0.6, size=12)
+    expected = permutation_test(
+        (first, second), lambda a, b: a.mean() - b.mean(), permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    values = np.concatenate([first, second])
+    found = statistics.permutation_test(
+        lambda weights: weights @ values / 12, 12, samples=20_000, generator=np.random.default_rng(0)
+    )
+    assert found == pytest.approx(expected, abs=0.005)
 
 
 def test_holms_correction():

@@ -370,6 +370,14 @@ def test_data_sets_carry_our_digests(shown: tracking.Comparison) -> None:
         assert run.data.tags[f"dataset.{part.part}.sha256"] == part.sha256
 
 
+def test_a_score_without_an_interval_is_shown_alone(two_methods: tracking.Comparison) -> None:
+    """Of a single group there is none, but for accuracy."""
+    score = track._interval({"value": 0.4, "low": None, "high": None})
+    one = dataclasses.replace(two_methods.methods[0], test={"log_loss": score})
+    assert contents.description(one, "log_loss").endswith("test log loss **0.400**.")
+    assert {name for name in contents.method_summary(one) if name.startswith("test_")} == {"test_log_loss"}
+
+
 def test_views_and_notes_are_around_the_metric_that_chose(two_methods: tracking.Comparison) -> None:
     losses = {"log_loss": tracking.Interval(0.4, 0.3, 0.5)}
     methods = tuple(dataclasses.replace(one, test=one.test | losses) for one in two_methods.methods)

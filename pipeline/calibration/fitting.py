@@ -42,6 +42,12 @@ def folds(labels: np.ndarray, *, seed: int, groups: Sequence[str] = ()) -> np.nd
     return found[member]
 
 
+def can_fit(labels: np.ndarray, folds: np.ndarray, *, every_class: bool = False) -> bool:
+    """Return whether the images outside of each fold tell of two classes, or ``every_class`` in ``labels``."""
+    wanted = len(np.unique(labels)) if every_class else 2
+    return all(len(np.unique(labels[folds != fold])) >= wanted for fold in np.unique(folds))
+
+
 def cross_fitted(kind: Kind, probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return calibrated probabilities, float64 (n, classes): each fold's by a calibrator fitted on the other folds."""
     found = np.empty(probabilities.shape, dtype=np.float64)

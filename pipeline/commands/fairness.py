@@ -133,6 +133,7 @@ class Report:
         study = self._study
         return {
             "sources": study if isinstance(study, str) else variance_study.section(study),
+            "metric": self._metric,
             "detectable": self._detectable,
             "grouped": any(artifacts.read_part("test").groups),
             "ranks": artifacts.read_json(leaderboard.DETAILS)["ranks"],

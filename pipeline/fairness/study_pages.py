@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.fairness import leakage, variance
 from pipeline.fairness.page import Block, Figure, Page, Table, interval, percent, points, size
-from pipeline.leaderboard import shown, title
+from pipeline.leaderboard import LABELS, shown, title
 
 KINDS = {
     leakage.RANDOM: "random",
@@ -164,7 +164,7 @@ def variance_page(found: Mapping[str, Any]) -> Page:
             _about_components(sources),
         ]
     about = ABOUT_POWER.format(power=detectable["power"], unpaired=size(detectable["unpaired"]["alpha"]))
-    blocks += ["## What the test part can tell apart", *_smallest(detectable), about]
+    blocks += ["## What the test part can tell apart", *_smallest(detectable, found["metric"]), about]
     blocks += [ABOUT_GROUPS] if found["grouped"] else []
     taus = {part: _tau(ranks[part]["kendall_tau"]) for part in ("validation", "test")}
     blocks += ["## How stable the ranking is", _ranks(found), Figure("ranks.png", "shares of places"),
@@ -180,7 +180,8 @@ def _variance_finding(found: Mapping[str, Any]) -> str:
         alike = sum(not one["told_apart"] for one in others)
         middle, power = detectable["any_two"]["median"], detectable["power"]
         sentences += [
-            f"The {detectable['images']:,} test images cannot tell {alike} of {len(others)} methods from the champion.",
+            f"The {detectable['images']:,} test images cannot tell {alike} of {len(others)} methods from the champion "
+            f"by {LABELS[found['metric']]}.",
             f"Of two methods that disagree as often as the median pair, on {percent(middle['discordance'])} of the "
             f"images, they show a difference of {size(middle['smallest_alpha'])} points with a power of {power:.0%}.",
             "Kendall's tau between the places on validation and on test is "
@@ -243,10 +244,14 @@ def _about_components(sources: Mapping[str, Any]) -> str:
     return ABOUT_COMPONENTS.format(splits=splits, seeds=seeds, splits_free=splits - 1, seeds_free=seeds - 1)
 
 
-def _smallest(detectable: Mapping[str, Any]) -> list[Block]:
-    """Return the smallest differences for pairs of methods, and for each method against the champion."""
+def _smallest(detectable: Mapping[str, Any], metric: str) -> list[Block]:
+    """Return the smallest differences of accuracy for pairs of methods, and for each method against the champion.
+
+    ``metric``: by which the champion was chosen, and test tells others from it.
+    """
     if not detectable["against_champion"]:
         return ["One method alone has nothing to be told from."]
+    alike = f"≈ champion, {LABELS[metric]}"
     levels = [f"smallest difference, level {detectable[name]:.2g}" for name in ("alpha", "alpha_holm")]
     pairs = [
         [
@@ -270,7 +275,7 @@ def _smallest(detectable: Mapping[str, Any]) -> list[Block]:
     ]
     return [
         Table(["two methods that disagree like the", "disagree on", *levels], pairs),
-        Table(["against the champion", "difference", "disagree on", *levels, "≈ champion"], champion),
+        Table(["against the champion", "difference", "disagree on", *levels, alike], champion),
     ]
 
 

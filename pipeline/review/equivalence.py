@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import pydantic
@@ -15,8 +14,6 @@ from pipeline.params import Block
 
 # Means over images of how wrong a probability is. All other metrics are shares, from 0 to 1.
 LOSSES = frozenset({"log_loss", "brier"})
-# 2 to the power of -50 is more than anybody reads of a bound.
-HALVINGS = 50
 
 
 class EquivalenceParams(Block):
@@ -67,13 +64,15 @@ def differences(
     names: Iterable[str],
     positive: int | None,
     params: EquivalenceParams,
+    groups: Sequence[str] = (),
     calibration_bins: int = 15,
     close: bool = False,
 ) -> dict[str, Difference]:
     """Return {metric: difference} of probabilities (n, classes) on the same n labelled images.
 
-    Both are measured on the same resamples of the images, but for accuracy: see `score_interval`. A metric that is
-    undefined on the labels is left out. Raises ValueError if the shapes differ.
+    Both are measured on the same resamples of the units (see `statistics.units`), but for accuracy: see
+    `statistics.accuracy_difference`. A metric that is undefined on the labels is left out. Raises ValueError if the
+    shapes differ.
     """
     if claimed.shape != replayed.shape:
         raise ValueError(f"predictions must have one shape, received {claimed.shape} and {replayed.shape}")
@@ -84,65 +83,42 @@ def differences(
         for side, probabilities in (("claimed", claimed), ("replayed", replayed), ("uniform", uniform))
     }
     values = {side: evaluation.measure(names=names) for side, evaluation in sides.items()}
-    drawn = _resampled(sides, len(labels), [name for name in names if name != "accuracy"], params)
-    right = [sides[side].correct for side in ("claimed", "replayed")]
+    drawn = _resampled(sides, groups, [name for name in names if name != "accuracy"], params)
+    units = len(set(statistics.units(len(labels), groups)))
     found = {}
     for name in names:
         before, after, guessed = (float(values[side][name][0]) for side in sides)
+        if math.isnan(after - before):
+            continue
         if name == "accuracy":
-            low, high = score_interval(
-                int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()), len(labels),
-                confidence=params.confidence,
-            )  # fmt: skip
+            _, low, high = statistics.accuracy_difference(
+                sides["claimed"].correct, sides["replayed"].correct, groups, confidence=params.confidence
+            )
         else:
-            _, low, high = statistics.percentile_interval(after - before, drawn[name], confidence=params.confidence)
+            largest = metrics.largest(name, claimed.shape[1])
+            _, low, high = statistics.resampled_interval(
+                after - before, drawn[name], confidence=params.confidence, units=units, limits=(-largest, largest)
+            )
         margin = params.loss_margin * guessed if name in LOSSES else params.margin
-        if not math.isnan(low):
-            found[name] = Difference(name, before, after, low, high, margin, close)
+        found[name] = Difference(name, before, after, low, high, margin, close)
     return found
 
 
 def _resampled(
-    sides: Mapping[str, metrics.Evaluation], n: int, names: list[str], params: EquivalenceParams
+    sides: Mapping[str, metrics.Evaluation], groups: Sequence[str], names: list[str], params: EquivalenceParams
 ) -> dict[str, np.ndarray]:
-    """Return {metric: replayed minus claimed on each resample of the images}."""
+    """Return {metric: replayed minus claimed on each resample of the units}."""
     if not names:
         return {}
     measures: Mapping[str, statistics.Measure] = {
         side: lambda weights, evaluation=sides[side]: evaluation.measure(weights, names)
         for side in ("claimed", "replayed")
     }
-    found = statistics.bootstrap(measures, n, samples=params.bootstrap_samples, generator=seeds.generator(0, "review"))
+    found = statistics.bootstrap(
+        measures, len(sides["claimed"]), samples=params.bootstrap_samples, generator=seeds.generator(0, "review"),
+        groups=groups,
+    )  # fmt: skip
     return {name: found["replayed"][name] - found["claimed"][name] for name in names}
-
-
-def score_interval(only_claimed: int, only_replayed: int, n: int, *, confidence: float) -> tuple[float, float]:
-    """Return the interval of the difference in accuracy, replayed minus claimed, of n images of which so many are
-    classified right by one side alone: all differences that the score test does not reject (Tango 1998).
-
-    Resampling would say that nothing can differ if no image of these few does, and too little if one or two do.
-    """
-    if only_claimed + only_replayed > n:
-        raise ValueError(f"{only_claimed} + {only_replayed} images cannot be more than {n}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    observed = (only_replayed - only_claimed) / n
-
-    def rejected(difference: float) -> bool:
-        # The variance is that of the most likely shares which have this difference.
-        b = -(only_replayed + only_claimed) + (2 * n - only_replayed + only_claimed) * difference
-        c = -only_claimed * difference * (1 - difference)
-        share = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
-        variance = n * (2 * share + difference * (1 - difference))
-        return (n * (observed - difference)) ** 2 > z * z * variance
-
-    bounds = []
-    for end in (-1.0, 1.0):
-        inside, outside = observed, end
-        for _ in range(HALVINGS):
-            middle = (inside + outside) / 2
-            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
-        bounds.append(inside)
-    return bounds[0], bounds[1]
 
 
 def changed_predictions(claimed: np.ndarray, replayed: np.ndarray) -> int:

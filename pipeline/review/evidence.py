@@ -8,10 +8,9 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline import artifacts, leaderboard, metrics, params, provenance
 from pipeline.review import locks
@@ -35,20 +34,22 @@ def truth(claimed: Path | None, replayed: Path, values: Mapping[str, Any]) -> Tr
             return None
         before, after = ({part: _labelled(part, manifest) for part in ("validation", "test")}
                          for manifest in (claimed, replayed))  # fmt: skip
-        if any(before[part][:2] != after[part][:2] or (before[part][2] != after[part][2]).any() for part in before):
+        if any((one.classes, one.sha256) != (after[name].classes, after[name].sha256)
+               or (one.labels != after[name].labels).any() for name, one in before.items()):  # fmt: skip
             return None
         selection = params.parse(params.lookup(values, "selection"), metrics.SelectionParams, where="selection")
-        positive = metrics.positive_index(after["test"][0], selection)
+        positive = metrics.positive_index(after["test"].classes, selection)
         bins = params.lookup(values, "compare.calibration_bins")
     except (artifacts.ArtifactError, params.ParamsError):
         return None
-    return Truth({part: labels for part, (_, _, labels) in after.items()}, positive, selection.metric, bins)
+    labels, groups = ({name: getattr(part, of) for name, part in after.items()} for of in ("labels", "groups"))
+    return Truth(labels, positive, selection.metric, bins, groups)
 
 
-def _labelled(name: str, manifest: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    """Return the classes, and the digests and labels of the images of a part."""
+def _labelled(name: str, manifest: Path) -> artifacts.Part:
+    """Return a part with its labels, of test as well."""
     part = artifacts.read_part(name, manifest)
-    return part.classes, part.sha256, artifacts.read_test_labels(manifest) if part.labels is None else part.labels
+    return replace(part, labels=artifacts.read_test_labels(manifest)) if name == "test" else part
 
 
 def test_part(manifest: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,16 @@ class Metric:
 @dataclass(frozen=True)
 class Truth:
     """What the two sides' predictions are measured by, if both are of the same images: {part: labels, int (n,)} of
-    validation and test, the positive class, the metric that chose, and the bins of the calibration error."""
+    validation and test, the positive class, the metric that chose, and the bins of the calibration error.
+
+    ``groups``: {part: the group of each image, "" without one}; a part that is not there has none.
+    """
 
     labels: Mapping[str, np.ndarray]
     positive: int | None
     metric: str
     calibration_bins: int = 15
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ def _differences(pair: Pair, truth: Truth, params: ReviewParams) -> dict[str, Di
         names=dict.fromkeys([truth.metric, "accuracy"]) if pair.also else metrics.NAMES,
         positive=truth.positive,
         params=params.equivalence,
+        groups=truth.groups.get(pair.part, ()),
         calibration_bins=truth.calibration_bins,
         close=params.tolerance.close(pair.claimed, pair.replayed),
     )

@@ -1,7 +1,7 @@
-"""Measure every declared run on validation and, once, on test; rank by validation; write the comparison.
+"""Measure every declared run on validation and on test; rank by validation; write the comparison.
 
-The only place that reads the labels of the test part. They choose nothing: the candidate of each method and the order
-of the methods follow from the validation predictions.
+The only place that reads the labels of the test part. They choose nothing here: the candidate of each method and the
+order of the methods follow from the validation predictions.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def main(params: Params, *, log: Log) -> None:
     ranked, protocol = evaluate(params)
     counts = (f"{protocol.sizes[part]:,} {part} images{_in_groups(protocol, part)}" for part in protocol.units)
     say(f"{len(ranked)} methods, each on {protocol.compare.bootstrap_samples:,} resamples of {' and '.join(counts)}")
+    for warning in leaderboard_tables.few_units(protocol.units, protocol.sizes):
+        say(warning)
     resampled = comparison.resample(ranked, protocol)
     entries = comparison.entries(ranked, resampled, protocol)
     stable = {"pairs": stability.pairs(ranked), "ranks": stability.ranks(ranked, resampled, protocol)}

@@ -7,6 +7,7 @@ none, it is a warning that names the command to call once the store is back.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         directory=directory,
         input_key=_input_key(run, record, params, sha256),
         validation=_validation(record, directory, params),
-        test={name: tracking.Interval(score["value"], score["low"], score["high"]) for name, score in test.items()},
+        test={name: _interval(score) for name, score in test.items()},
         champion=entry["champion"],
         backbone=artifacts.BACKBONES / run.network if run.stage == "sweep" else None,
         repeats=entry["repeats"]["count"] if entry.get("repeats") else 1,
@@ -101,6 +102,11 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
         calibrated=_calibrated(entry),
         explained=_explained(run, params),
     )
+
+
+def _interval(score: Mapping[str, float | None]) -> tracking.Interval:
+    """Return a score with its interval; a test part of a single group may have none."""
+    return tracking.Interval(*(math.nan if score[of] is None else score[of] for of in ("value", "low", "high")))
 
 
 def _explained(run: Run, params: Params) -> tuple[Path, ...]:

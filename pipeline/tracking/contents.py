@@ -26,11 +26,15 @@ _SUMMARIES = ("validation_", "test_")
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on the test part with its confidence interval."""
+    """A metric on the test part with its confidence interval, NaN where there is none."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        bounds = f" [{self.low:.3f}, {self.high:.3f}]" if math.isfinite(self.low) else ""
+        return f"**{self.value:.3f}**{bounds}"
 
 
 @dataclass(frozen=True)
@@ -213,11 +217,7 @@ def description(method: Method, selected_by: str) -> str:
     of_many = f", the best of {len(record.candidates)} candidates on validation" if len(record.candidates) > 1 else ""
     scores = method.validation[method.record.selected]
     results = [f"validation {name.replace('_', ' ')} {scores[name]:.3f}" for name in shown if name in scores]
-    results += [
-        f"test {name.replace('_', ' ')} **{score.value:.3f}** [{score.low:.3f}, {score.high:.3f}]"
-        for name in shown
-        if (score := method.test.get(name))
-    ]
+    results += [f"test {name.replace('_', ' ')} {score}" for name in shown if (score := method.test.get(name))]
     results += [
         f"over {method.repeats} trainings {part} {name.replace('_', ' ')} {mean:.3f} ± {deviation:.3f}"
         for part, spreads in method.spread.items()
