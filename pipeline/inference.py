@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 import numpy as np
 import pydantic
 
-from pipeline import networks, provenance
+from pipeline import artifacts, networks, provenance
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 from pipeline.progress import announce
@@ -258,8 +258,8 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
             return openvino.Core().read_model(kept / "network.xml")
         except RuntimeError:  # damaged, or removed by another process since: converted anew
             shutil.rmtree(kept, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_parent(kept), prefix=".bakeoff-") as temporary:
-        path = Path(temporary) / "network" / "network.xml"
+    with _workplace(kept) as place:
+        path = place / "network" / "network.xml"
         path.parent.mkdir()
         network = build()
         announce(f"converting {network.name} for OpenVINO")
@@ -291,10 +291,18 @@ def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
     return openvino.Model(results, model.get_parameters(), model.get_friendly_name())
 
 
-def _parent(kept: Path | None) -> Path | None:
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    return kept.parent if kept else None
+@contextlib.contextmanager
+def _workplace(kept: Path | None) -> Iterator[Path]:
+    """Yield a directory to convert a network in, beside ``kept``. Raises artifacts.WriteError if it cannot be written.
+
+    A network takes hundreds of megabytes, and neither Keras nor OpenVINO says that there is no room for it.
+    """
+    parent = Path(tempfile.gettempdir()) if kept is None else kept.parent
+    with artifacts.explained(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=parent, prefix=".bakeoff-")
+    with temporary as name, artifacts.explained(kept or Path(name)):
+        yield Path(name)
 
 
 def _converter_version() -> str:
