@@ -264,12 +264,13 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
         network = build()
         announce(f"converting {network.name} for OpenVINO")
         _import_export()
-        network.export(str(path), format="openvino", verbose=False)
-        # Read from bytes: a model read from a path maps the file, which is about to go.
-        model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-        if len(model.outputs) > len(network.outputs):
-            model = _without_leftovers(model, count=len(network.outputs))
-            openvino.serialize(model, str(path))
+        with _told_if_unwritten(kept or place, size=sum(4 * math.prod(weight.shape) for weight in network.weights)):
+            network.export(str(path), format="openvino", verbose=False)
+            # Read from bytes: a model read from a path maps the file, which is about to go.
+            model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+            if len(model.outputs) > len(network.outputs):
+                model = _without_leftovers(model, count=len(network.outputs))
+                openvino.serialize(model, str(path))
         if kept and not kept.exists():
             try:
                 os.replace(path.parent, kept)
@@ -293,16 +294,28 @@ def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
 
 @contextlib.contextmanager
 def _workplace(kept: Path | None) -> Iterator[Path]:
-    """Yield a directory to convert a network in, beside ``kept``. Raises artifacts.WriteError if it cannot be written.
-
-    A network takes hundreds of megabytes, and neither Keras nor OpenVINO says that there is no room for it.
-    """
+    """Yield a directory beside ``kept`` to convert a network in. Raises artifacts.WriteError if it cannot be written."""
     parent = Path(tempfile.gettempdir()) if kept is None else kept.parent
     with artifacts.explained(parent):
         parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=parent, prefix=".bakeoff-")
     with temporary as name, artifacts.explained(kept or Path(name)):
         yield Path(name)
+
+
+@contextlib.contextmanager
+def _told_if_unwritten(path: Path, *, size: int) -> Iterator[None]:
+    """Turn OpenVINO's error for a file that could not be written into a WriteError. ``size``: its bytes, about."""
+    try:
+        yield
+    except RuntimeError as error:
+        # OpenVINO has removed what it had written, and does not say why it could write no more.
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        if free < size:
+            raise artifacts.WriteError(path, "the disk is full", free) from error
+        if "iostream" in str(error):
+            raise artifacts.WriteError(path, f"the system refused it ({error})", free) from error
+        raise
 
 
 def _converter_version() -> str:

@@ -308,9 +308,8 @@ def test_what_a_client_can_mend_is_told_in_a_sentence_and_nothing_of_the_server_
             ({"rows": []}, 400, "dataframe_split"),
         ):
             received, body = server.post(request)
-            print(received, body)
             assert received == status and reason in json.loads(body)["message"], body
-            for secret in (str(tmp_path), sys.prefix, str(Path.home()), "Traceback", "stack_trace", ".py"):
+            for secret in (str(tmp_path), sys.prefix, str(Path.home()), "Traceback", "stack_trace", "site-packages"):
                 assert secret not in body, body
         assert json.loads(server.ask(png(20, 10))[1])["predictions"] == [answer]
 
