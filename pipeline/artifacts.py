@@ -66,13 +66,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises WriteError if the system refuses.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
     temporary = Path(name)
     try:
-        with _explained(path):
+        with explained(path):
             yield temporary
             # mkstemp creates files for the owner only; outputs are as readable as any file the user writes.
             temporary.chmod(0o666 & ~_umask())
@@ -88,13 +88,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
     A neighbour that a killed process left behind is removed first: two processes never write the same output. Raises
     WriteError if the system refuses.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for abandoned in path.parent.glob(f".{path.name}.*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        with _explained(path):
+        with explained(path):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             shutil.rmtree(path, ignore_errors=True)
@@ -110,8 +110,12 @@ def discard_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn an error into a WriteError for ``path`` if the system said why, or if there is no room left."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error into a WriteError for ``path`` if the system said why, or if there is no room left.
+
+    For what a library writes by itself: many say "failed" and no more. Around a temporary directory's use, not around
+    its removal, which makes room.
+    """
     try:
         yield
     except WriteError as error:  # of a file inside the directory ``path``

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import struct
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from pydantic import field_validator
 
 from pipeline.errors import BakeoffError
@@ -57,14 +58,19 @@ Item = TypeVar("Item")
 UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError,
               ArithmeticError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
 
-# More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
+# More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself, and
+# before that it warns. Not by an error in place of a warning: filters belong to all threads, and others change them.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Damaged metadata around pixels that can be read: a line for every such photograph would bury everything else.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(BakeoffError):
-    """A file is not an image that can be read whole."""
+    """A file is not an image that can be read whole; ``source``: the file, or its bytes, ``reason``: why."""
+
+    def __init__(self, source: Path | bytes, reason: str):
+        super().__init__(f"{'the image' if isinstance(source, bytes) else source}: {reason}")
+        self.source, self.reason = source, reason
 
 
 class ImageParams(Block):
@@ -144,6 +150,18 @@ def batches(
                 future.cancel()
 
 
+def announced_pixels(source: Path | bytes, *, formats: Sequence[str] = FORMATS) -> int:
+    """Return how many pixels an image file must be decoded to, from its header alone. Raises ImageError.
+
+    A header of AVIF says how many come out; the data may hold more, which are scaled.
+    """
+    try:
+        with _open(source, formats) as image:
+            return _pixels_to_decode(image)
+    except UNREADABLE as error:
+        raise ImageError(source, _reason(error)) from None
+
+
 def inspect(path: Path) -> Inspection:
     """Decode a file completely and say what it is, instead of raising."""
     try:
@@ -188,23 +206,68 @@ def _decode(source: Path | bytes) -> Image.Image:
         with _open(source) as image:
             return _pixels(image)
     except UNREADABLE as error:
-        name = "the image" if isinstance(source, bytes) else source
-        raise ImageError(f"{name}: {_reason(error)}") from None
+        raise ImageError(source, _reason(error)) from None
 
 
-def _open(source: Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+def _open(source: Path | bytes, formats: Sequence[str] = FORMATS) -> ImageFile.ImageFile:
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    if _pixels_to_decode(image) > Image.MAX_IMAGE_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError
+    return image
+
+
+def _pixels_to_decode(image: ImageFile.ImageFile) -> int:
+    """Return the pixels of an opened image, or those of one tile of a TIFF file if these are more: it is read whole."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tile = tags.get(TiffImagePlugin.TILEWIDTH), tags.get(TiffImagePlugin.TILELENGTH)
+    whole = all(isinstance(side, int) for side in tile)  # a damaged file may hold text there
+    return max(math.prod(image.size), math.prod(tile) if whole else 0)
 
 
 def _pixels(image: Image.Image) -> Image.Image:
     """Return the first frame of an opened image, upright, as RGB or L."""
     turn = TURNS.get(_orientation(image))
+    announced = image.size
+    if image.format == "JPEG2000":
+        _require_all_tiles(image)
     image.load()
+    if image.size != announced:
+        raise ValueError(f"the header says {_by(announced)} pixels, the data holds {_by(image.size)}")
     if not min(image.size):
         raise ValueError("it has no pixels")
     pixels = _to_grey_or_rgb(image)
     # A TIFF file turns itself while it loads, and then asks for no turn any more.
     return pixels.transpose(turn) if turn is not None and _orientation(image) != UPRIGHT else pixels
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _require_all_tiles(image: ImageFile.ImageFile) -> None:
+    """Raise ValueError unless the data of an opened JPEG 2000 file covers what its header announces.
+
+    Pillow leaves black what the data does not cover. Source: ISO/IEC 15444-1, annex A: the marker segment SIZ holds the
+    corners of the image and its tiles, each SOT the number of a tile and the length of its part.
+    """
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    start = data.index(b"\xff\x4f\xff\x51")
+    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, start + 8)
+    announced = math.ceil((right - left) / width) * math.ceil((bottom - top) / height)
+    place = start + 2
+    while data[place : place + 2] != b"\xff\x90":
+        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    found = set()
+    while data[place : place + 2] == b"\xff\x90":
+        tile, length = struct.unpack_from(">HI", data, place + 4)
+        found.add(tile)
+        place = place + length if length else len(data)  # 0: up to the end
+    if len(found) < announced:
+        raise ValueError(f"the header says {_by(image.size)} pixels, the data holds {len(found)} of {announced} tiles")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -2,7 +2,7 @@
 
 On a CPU OpenVINO is several times faster than Keras, and in float32 equal to it within rounding. There, an image's
 result does not depend on the batch it is in, on the order of rows or on the number of threads; tests hold it to the
-last bit.
+last bit. Threads may share a network: each gets what it would get alone.
 
 A network's outputs leave as rows: all numbers of an image in one line, output after output. A network that continues
 where another one ended takes such rows.
@@ -15,9 +15,11 @@ import importlib
 import importlib.util
 import math
 import os
+import queue
 import shutil
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 import numpy as np
 import pydantic
 
-from pipeline import networks, provenance
+from pipeline import artifacts, networks, provenance
 from pipeline.errors import BakeoffError
 from pipeline.params import Block
 from pipeline.progress import announce
@@ -77,6 +79,9 @@ class FrozenNetwork:
     ``build`` returns the network, with one input (batch, ...) and outputs of fixed shapes. It is called only if
     ``converted``, a directory that may be kept between processes, does not hold the network in the engine's own form:
     then Keras and TensorFlow need not even be imported.
+
+    Safe to share between threads: they share its memory, too, which does not grow with their number. A thread may have
+    to wait for others. One that is inside `map` must not start another pass of the same network before that one ends.
     """
 
     def __init__(self, build: Build, *, compute: ComputeParams, converted: Path | None = None):
@@ -173,28 +178,36 @@ class _OpenVino:
             tuple(side.get_length() for side in list(output.partial_shape)[1:]) for output in model.outputs
         ]
         # Twice as many as can compute at once, so that none waits while a finished one is collected.
-        self._requests = [model.create_infer_request() for _ in range(2 * compute.threads)]
+        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for _ in range(2 * compute.threads):
+            self._idle.put(model.create_infer_request())
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        idle, busy = deque(self._requests), deque()
+        busy: deque[openvino.InferRequest] = deque()  # of this pass: no other one gets them before they are idle
         try:
             for batch in batches:
-                if not idle:
-                    yield self._collect(busy, idle)
-                request = idle.popleft()
-                request.start_async([batch])
+                while (request := self._next_idle(wait=not busy)) is None:
+                    yield self._collect(busy)
                 busy.append(request)
+                request.start_async([batch])
             while busy:
-                yield self._collect(busy, idle)
+                yield self._collect(busy)
         finally:
-            for request in busy:  # an abandoned pass must not write while its request is used anew
-                request.wait()
+            for request in busy:  # a failed or abandoned pass must not write while its request is used anew
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
+                self._idle.put(request)
 
-    def _collect(self, busy: deque[openvino.InferRequest], idle: deque[openvino.InferRequest]) -> list[np.ndarray]:
-        request = busy.popleft()
-        request.wait()
-        outputs = [np.array(tensor.data) for tensor in request.output_tensors]
-        idle.append(request)
+    def _next_idle(self, *, wait: bool) -> openvino.InferRequest | None:
+        try:
+            return self._idle.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def _collect(self, busy: deque[openvino.InferRequest]) -> list[np.ndarray]:
+        busy[0].wait()
+        outputs = [np.array(tensor.data) for tensor in busy[0].output_tensors]
+        self._idle.put(busy.popleft())
         return outputs
 
 
@@ -210,13 +223,15 @@ class _TensorFlow:
         signature = [tf.TensorSpec((None, *self.input_shape), tf.float32)]
         # `training=False` reaches every layer here, because the call is not nested in a model that is told otherwise.
         self._forward = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
+        self._one_at_a_time = threading.Lock()  # one pass has all threads; several would multiply the memory
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         import tensorflow as tf
 
         for batch in batches:
-            outputs = tf.nest.flatten(self._forward(batch))
-            yield [tf.cast(output, tf.float32).numpy() for output in outputs]
+            with self._one_at_a_time:
+                outputs = [tf.cast(output, tf.float32).numpy() for output in tf.nest.flatten(self._forward(batch))]
+            yield outputs
 
 
 def _in_bfloat16(model: keras.Model) -> keras.Model:
@@ -243,18 +258,19 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
             return openvino.Core().read_model(kept / "network.xml")
         except RuntimeError:  # damaged, or removed by another process since: converted anew
             shutil.rmtree(kept, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_parent(kept), prefix=".bakeoff-") as temporary:
-        path = Path(temporary) / "network" / "network.xml"
+    with _workplace(kept) as place:
+        path = place / "network" / "network.xml"
         path.parent.mkdir()
         network = build()
         announce(f"converting {network.name} for OpenVINO")
         _import_export()
-        network.export(str(path), format="openvino", verbose=False)
-        # Read from bytes: a model read from a path maps the file, which is about to go.
-        model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-        if len(model.outputs) > len(network.outputs):
-            model = _without_leftovers(model, count=len(network.outputs))
-            openvino.serialize(model, str(path))
+        with _told_if_unwritten(kept or place, size=sum(4 * math.prod(weight.shape) for weight in network.weights)):
+            network.export(str(path), format="openvino", verbose=False)
+            # Read from bytes: a model read from a path maps the file, which is about to go.
+            model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+            if len(model.outputs) > len(network.outputs):
+                model = _without_leftovers(model, count=len(network.outputs))
+                openvino.serialize(model, str(path))
         if kept and not kept.exists():
             try:
                 os.replace(path.parent, kept)
@@ -276,10 +292,30 @@ def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
     return openvino.Model(results, model.get_parameters(), model.get_friendly_name())
 
 
-def _parent(kept: Path | None) -> Path | None:
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    return kept.parent if kept else None
+@contextlib.contextmanager
+def _workplace(kept: Path | None) -> Iterator[Path]:
+    """Yield a directory beside ``kept`` to convert a network in. Raises artifacts.WriteError if there is no room."""
+    parent = Path(tempfile.gettempdir()) if kept is None else kept.parent
+    with artifacts.explained(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=parent, prefix=".bakeoff-")
+    with temporary as name, artifacts.explained(kept or Path(name)):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _told_if_unwritten(path: Path, *, size: int) -> Iterator[None]:
+    """Turn OpenVINO's error for a file that could not be written into a WriteError. ``size``: its bytes, about."""
+    try:
+        yield
+    except RuntimeError as error:
+        # OpenVINO has removed what it had written, and does not say why it could write no more.
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        if free < size:
+            raise artifacts.WriteError(path, "the disk is full", free) from error
+        if "iostream" in str(error):
+            raise artifacts.WriteError(path, f"the system refused it ({error})", free) from error
+        raise
 
 
 def _converter_version() -> str:

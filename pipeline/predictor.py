@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,21 @@ from pipeline.views import AskedViews
 # Images a forward pass; the prediction of an image does not depend on it.
 BATCH_SIZE = 8
 
+# Not every library lets threads share a booster, and all families take and give back BLAS's threads, which belong to
+# the process: of one whose turn ends, another would get them in the middle of a product.
+_one_classifier_at_a_time = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Predictor:
     """``classes`` in the order of the columns of `probabilities`; ``calibrator``: what these pass through, if any.
 
-    ``asked``: the views of an image, over which its probabilities are averaged.
+    ``asked``: the views of an image, over which its probabilities are averaged. ``decoding``: entered for every image
+    that is decoded, for example a semaphore that lets a few at a time pass.
+
+    Safe to share between threads, also several predictors of one process: each call gets what it would get alone.
+    What they share is the network, which sees to that itself, the classifier, which takes one call at a time, and
+    numbers that nothing changes. Whoever makes a predictor without `load` sees to the classifier.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +51,7 @@ class Predictor:
     threads: int
     asked: AskedViews = dataclasses.field(default_factory=AskedViews)
     calibrator: calibrators.Calibrator | None = None
+    decoding: AbstractContextManager[Any] = dataclasses.field(default_factory=nullcontext)
 
     def probabilities(self, sources: Sequence[Path | bytes]) -> np.ndarray:
         """Return (n, classes) for image files, or their bytes, in order: float32, or calibrated float64.
@@ -51,7 +63,9 @@ class Predictor:
         size = self.frozen.input_shape[0]
 
         def read(source: Path | bytes) -> np.ndarray:
-            return self.asked.pixels(images.load(source, size=size, params=self.image_params), source)
+            with self.decoding:
+                image = images.load(source, size=size, params=self.image_params)
+            return self.asked.pixels(image, source)
 
         batch_size = max(1, BATCH_SIZE // len(self.asked.numbers))
         batches = images.batches(sources, read, batch_size=batch_size, threads=self.threads)
@@ -116,7 +130,12 @@ def _of_classifier(
         converted=store and store.directory_of(identity),
     )
     fitted = importlib.import_module(f"pipeline.classifiers.{record.method}").load(run)
-    return Predictor(tuple(record.classes), image_params, frozen, fitted.predict_proba, compute.threads)
+
+    def classify(rows: np.ndarray) -> np.ndarray:
+        with _one_classifier_at_a_time:
+            return fitted.predict_proba(rows)
+
+    return Predictor(tuple(record.classes), image_params, frozen, classify, compute.threads)
 
 
 def _of_network(run: Path, record: artifacts.Record, store: feature_store.FeatureStore | None) -> Predictor:

@@ -335,6 +335,68 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, size):
         images.load(path, size=8, params=CROP)
 
 
+def with_numbers(content: bytes, at: int, *numbers: int) -> bytes:
+    return content[:at] + struct.pack(f">{len(numbers)}I", *numbers) + content[at + 4 * len(numbers) :]
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": (32, 32)}, {"tile_size": (32, 32), "tile_offset": (0, 0)}])
+@pytest.mark.parametrize("width, height", [(64, 97), (97, 48), (9000, 9000), (65, 48)])
+def test_a_jpeg_2000_whose_header_announces_more_than_its_data_holds_is_refused(tmp_path, tiles, width, height):
+    """Pillow gives 81 million pixels, nearly all black, for 9,000 x 9,000 and the data of 64 x 48."""
+    path = tmp_path / "image.jp2"
+    whole = encoded(pattern(48, 64), "JPEG2000", **tiles)
+    path.write_bytes(whole)
+    assert images.inspect(path).problem == ""
+    corner = whole.index(b"\xff\x4f\xff\x51") + 8
+    lying = with_numbers(with_numbers(whole, corner, width, height), whole.index(b"ihdr") + 4, height, width)
+    for content in (lying, lying[corner - 8 :]):  # in its boxes, and the bare codestream
+        path.write_bytes(content)
+        assert images.inspect(path).problem.startswith("cannot be read whole (")
+        with pytest.raises(images.ImageError, match="cannot be read whole"):
+            images.load(path, size=8, params=CROP)
+
+
+def test_a_jpeg_2000_whose_header_announces_less_than_its_data_holds_is_refused():
+    whole = encoded(pattern(48, 64), "JPEG2000", tile_size=(16, 16))
+    for height, width in ((16, 16), (48, 63), (47, 64), (32, 32)):
+        with pytest.raises(images.ImageError, match="cannot be read whole"):
+            images.load(with_numbers(whole, whole.index(b"ihdr") + 4, height, width), size=8, params=CROP)
+
+
+def test_a_tiff_whose_tiles_are_larger_than_itself_counts_by_its_tiles(tmp_path, monkeypatch):
+    """A tile is decoded whole: 4 hundred million pixels for an image of 16 x 16."""
+    # Size, bits, compression, black is 0; width, length, place and bytes of tiles.
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 322: 20_000, 323: 20_000, 324: 8, 325: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path = tmp_path / "tiles.tif"
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
+    assert images.inspect(path).problem == "more than 89,478,485 pixels"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000_000)
+    assert images.announced_pixels(path) == 400_000_000
+
+
+def test_an_image_that_decodes_to_another_size_than_announced_is_refused(monkeypatch):
+    def grow(self):
+        self._size = (12, 9)
+
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", grow)
+    with pytest.raises(images.ImageError, match="the header says 8 x 8 pixels, the data holds 12 x 9"):
+        images.load(encoded(pattern(8, 8), "BMP"), size=8, params=CROP)
+
+
+def test_the_pixels_of_a_header_are_known_before_any_is_decoded(monkeypatch):
+    for format in images.FORMATS:
+        content = encoded(pattern(20, 30), "BMP" if format == "DIB" else format)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+            assert images.announced_pixels(content) == 600, format
+    with pytest.raises(images.ImageError, match="not an image, or of a format that is not read here"):
+        images.announced_pixels(encoded(pattern(), "AVIF"), formats=["PNG"])
+    with pytest.raises(images.ImageError, match="not an image") as caught:
+        images.announced_pixels(b"text")
+    assert caught.value.source == b"text"
+
+
 def test_postscript_is_never_interpreted(tmp_path):
     path = tmp_path / "page.eps"
     path.write_bytes(encoded(pattern(), "EPS"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
 import pytest
+from disks import small_disk
 from PIL import Image
 
-from pipeline import inference, networks
+from pipeline import artifacts, inference, networks
 from pipeline.backbones.table import BACKBONES
 
 
@@ -112,6 +115,19 @@ def test_a_damaged_conversion_is_made_anew(trunk, reference, pixels, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     again = inference.FrozenNetwork(lambda: trunk, compute=COMPUTE, converted=tmp_path)
     np.testing.assert_array_equal(again.run(pixels), reference)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_disk_that_fills_while_a_network_is_converted_is_told_in_words(tmp_path, monkeypatch, kept):
+    import keras
+
+    inputs = keras.Input((1024,))
+    large = keras.Model(inputs, keras.layers.Dense(1024, activation="swish")(inputs))  # 4 MB
+    with small_disk(tmp_path / "disk", kilobytes=2048) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with pytest.raises(artifacts.WriteError, match=r"disk/.* cannot be written: the disk is full"):
+            inference.FrozenNetwork(lambda: large, compute=COMPUTE, converted=disk / "store" if kept else None)
+        assert [file for file in disk.rglob("*") if file.is_file()] == []
 
 
 @pytest.mark.parametrize("name", ["openvino", "tensorflow"])

@@ -26,7 +26,7 @@ PACKAGE = provenance.ROOT / "pipeline"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "params", "artifacts", "npz", "seeds", "progress", "provenance", "identity"),
     ("changes", "findings", "machine", "outputs", "params_file"),
-    ("metrics", "networks", "plotting", "statistics", "watchdog"),
+    ("answers", "metrics", "networks", "plotting", "statistics", "watchdog"),
     (
         *("augmentation", "backbones", "calibration", "classifiers", "contact_sheet", "convnets", "curves", "datasets"),
         *("duplicates", "ensembles", "feature_store", "figures", "imagenet", "images", "inference", "leaderboard"),

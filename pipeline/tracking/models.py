@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, provenance
+from pipeline import answers, artifacts, provenance
 from pipeline.tracking import contents
 from pipeline.tracking.contents import Method
 
@@ -112,14 +112,14 @@ def dataset(entity: type, name: str, part: contents.DataSet):
 
 
 def signature(classes: list[str]) -> ModelSignature:
-    """Return the signature: a column ``image`` of base64 text; a label, then a probability for each class."""
+    """Return the signature: a column ``image`` of base64 text; the label, then a probability for each class."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    probabilities = [ColSpec(DataType.double, name) for name in classes]
+    probabilities = [ColSpec(DataType.double, name) for name in answers.columns(classes)]
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([ColSpec(DataType.string, "label"), *probabilities]),
+        outputs=Schema([ColSpec(DataType.string, answers.LABEL), *probabilities]),
     )
 
 
