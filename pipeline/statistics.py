@@ -146,18 +146,21 @@ def resampled_interval(
 def accuracy_interval(right: np.ndarray, groups: Sequence[str] = (), *, confidence: float) -> Interval:
     """Return the interval of an accuracy: Wilson's (1927), or with groups the one of `_score_or_ratio`.
 
+    With groups, its lower bound is never above that of a part in which every unit is right, units / (units + z^2), and
+    its upper bound never below that of one in which every unit is wrong. The spread between the units that were drawn
+    says nothing of others: without this rule, one mistake would promise more than none.
+
     ``right``: bool (n,), which images are classified right.
     """
     share, z = float(right.mean()), _normal(confidence)
-
-    def wilson(trials: int) -> tuple[float, float]:
-        middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-        half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-        return middle - half, middle + half
-
-    low, high, unseen = _score_or_ratio(right.astype(np.int64), groups, wilson, confidence=confidence)
-    low, high = min(low, share, 1 - unseen), max(high, share, unseen)
-    return Interval(share, max(low, 0.0), min(high, 1.0))
+    n = len(right)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = _score_or_ratio(right.astype(np.int64), groups, (middle - half, middle + half), confidence=confidence)
+    count = int(units(n, groups).max()) + 1
+    if count < n:
+        low, high = min(low, count / (count + z * z)), max(high, z * z / (count + z * z))
+    return Interval(share, max(min(low, share), 0.0), min(max(high, share), 1.0))
 
 
 def accuracy_difference(
@@ -169,47 +172,30 @@ def accuracy_difference(
     `_score_or_ratio`. Resampling would say that nothing can differ if no image of these does.
     """
     ahead = second_right.astype(np.int64) - first_right
-    n, value = len(ahead), float(ahead.mean())
-    lost, won = float((ahead < 0).sum() / n), float((ahead > 0).sum() / n)
-    low, high, unseen = _score_or_ratio(
-        ahead, groups, lambda trials: _tango(lost, won, trials, confidence=confidence), confidence=confidence
-    )
-    low, high = min(low, -unseen if value <= 0 else value), max(high, unseen if value >= 0 else value)
-    return Interval(value, max(low, -1.0), min(high, 1.0))
+    value = float(ahead.mean())
+    score = _tango(float((ahead < 0).mean()), float((ahead > 0).mean()), len(ahead), confidence=confidence)
+    low, high = _score_or_ratio(ahead, groups, score, confidence=confidence)
+    return Interval(value, max(min(low, value), -1.0), min(max(high, value), 1.0))
 
 
 def _score_or_ratio(
-    values: np.ndarray,
-    groups: Sequence[str],
-    score: Callable[[int], tuple[float, float]],
-    *,
-    confidence: float,
-) -> tuple[float, float, float]:
-    """Return the bounds of the mean of ``values``, int (n,), and the share of units that may behave as none of these.
+    values: np.ndarray, groups: Sequence[str], score: tuple[float, float], *, confidence: float
+) -> tuple[float, float]:
+    """Return the bounds of the mean of ``values``, int (n,): with groups, those of a ratio of two sums over units
+    (Cochran 1977, section 6.3), by t(units - 1), and never narrower than ``score``, those of n independent images.
 
-    ``score``: the bounds by a score test of so many independent trials with these shares. Without groups the bounds are
-    those of n trials. With groups they are, where units differ, those of the mean as a ratio of two sums over units
-    (Cochran 1977, section 6.3), by t(units - 1), or those of n trials where these are wider; and where all units are
-    alike, those of as many trials as there are units.
-
-    The share is the score test's bound for what none of the units does: z^2 / (units + z^2), 0 without groups. No
-    spread between the units that were drawn tells of it. Without it, one mistake in many groups would promise more than
-    none.
+    Of a single unit the bounds are infinite: it tells of no spread.
     """
     member = units(len(values), groups)
     n, count = len(values), int(member.max()) + 1
-    low, high = score(n)
     if count == n:
-        return low, high, 0.0
-    z = _normal(confidence)
-    unseen = z * z / (count + z * z)
-    # Times n, these are whole numbers, and units that are alike leave exactly 0.
-    residuals = n * np.bincount(member, weights=values) - values.sum() * np.bincount(member)
-    if not residuals.any():
-        return *score(count), unseen
-    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / n**2
-    mean, half = float(values.mean()), _student(count, confidence) * error
-    return min(low, mean - half), max(high, mean + half), unseen
+        return score
+    if count == 1:
+        return -math.inf, math.inf
+    mean = float(values.mean())
+    residuals = np.bincount(member, weights=values) - mean * np.bincount(member)
+    half = _student(count, confidence) * math.sqrt(count / (count - 1) * float((residuals**2).sum())) / n
+    return min(score[0], mean - half), max(score[1], mean + half)
 
 
 def _tango(lost: float, won: float, trials: int, *, confidence: float) -> tuple[float, float]:

@@ -202,12 +202,17 @@ def test_groups_never_narrow_an_interval_of_accuracies(images):
         assert alone.low <= alone.value == grouped.value <= alone.high
 
 
-def test_units_that_are_all_alike_are_so_many_trials():
-    """Two images a group, one of them right: 25 groups, not 50 images."""
+def test_groups_that_are_all_alike_are_counted_as_images():
+    """Two images a group, one of them right in each: nothing says that groups differ."""
     right, groups = np.arange(50) % 2 == 0, [str(index // 2) for index in range(50)]
-    found = statistics.accuracy_interval(right, groups, confidence=0.95)
-    expected = math.sqrt(25 / 4 + 3.8415 / 4) * math.sqrt(3.8415) / (25 + 3.8415)
-    assert (found.low, found.high) == pytest.approx((0.5 - expected, 0.5 + expected), abs=1e-4)
+    for interval, sides in ((statistics.accuracy_interval, [right]), (statistics.accuracy_difference, [~right, right])):
+        assert interval(*sides, groups, confidence=0.95) == interval(*sides, confidence=0.95)
+
+
+def test_a_single_group_tells_of_no_spread():
+    right, groups = np.arange(50) % 3 > 0, ["a"] * 50
+    assert statistics.accuracy_interval(right, groups, confidence=0.95)[1:] == (0, 1)
+    assert statistics.accuracy_difference(~right, right, groups, confidence=0.95)[1:] == (-1, 1)
 
 
 def difference_of(only_first: int, only_second: int, n: int) -> tuple[float, float]:

@@ -135,5 +135,5 @@ def test_the_sampling_error_of_an_accuracy():
     # A regression divides by n - 1.
     expected = float(intercept.bse.iloc[0]) * math.sqrt(655 / 656)
     hits = np.repeat([True, False], [570, 86])
-    alone = variance.sampling_variance(hits, [str(image) for image in range(656)])
-    assert math.sqrt(alone) == pytest.approx(expected)
+    alone = variance.sampling_variance(hits, [str(image) for image in range(656)], population=2624)
+    assert math.sqrt(alone) == pytest.approx(expected * math.sqrt(1 - 656 / 2624))
