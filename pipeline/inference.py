@@ -294,7 +294,7 @@ def _without_leftovers(model: openvino.Model, *, count: int) -> openvino.Model:
 
 @contextlib.contextmanager
 def _workplace(kept: Path | None) -> Iterator[Path]:
-    """Yield a directory beside ``kept`` to convert a network in. Raises artifacts.WriteError if it cannot be written."""
+    """Yield a directory beside ``kept`` to convert a network in. Raises artifacts.WriteError if there is no room."""
     parent = Path(tempfile.gettempdir()) if kept is None else kept.parent
     with artifacts.explained(parent):
         parent.mkdir(parents=True, exist_ok=True)
