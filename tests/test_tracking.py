@@ -1243,7 +1243,7 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_p
     assert list(answer.columns) == ["label", *CLASSES]
     assert answer["label"][0] == CLASSES[int(expected[0].argmax())]
     assert np.array_equal(answer[CLASSES].to_numpy(dtype=np.float32), expected)
-    with pytest.raises(ValueError, match="image in row 0 must be base64"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="image in row 0: it must be base64"):
         model.predict(pandas.DataFrame({"image": ["/etc/passwd.png"]}))
 
     calibrator = {"kind": "temperature", "temperature": 2.0}
@@ -1254,5 +1254,5 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_p
     softer = predictor.load(artifacts.RUNS / run.name, calibrator=calibrator).probabilities([buffer.getvalue()])
     assert np.array_equal(answer[CLASSES].to_numpy(), softer)
     assert softer.max() < expected.max()
-    with pytest.raises(ValueError, match="image in row 0 must be base64"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="image in row 0: it must be base64"):
         model.predict(pandas.DataFrame({"image": ["/etc/passwd.png"]}))
