@@ -91,6 +91,10 @@ def test_tensorflow_as_the_engine_agrees_with_keras(trunk, reference, pixels):
 @pytest.mark.parametrize("name", ["openvino", "tensorflow"])
 def test_bfloat16_is_close_but_another_result(trunk, reference, pixels, name):
     received = inference.FrozenNetwork(lambda: trunk, compute=changed(engine=name, precision="bfloat16")).run(pixels)
+    processor = inference._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if name == "openvino" and "BF16" not in processor:
+        assert (received == reference).all(), "on a processor without AVX-512 it is float32"
+        return
     error = np.linalg.norm(received - reference, axis=1) / np.linalg.norm(reference, axis=1)
     # bfloat16 has 8 bits of precision; on these views the error is 2 to 6 percent of the norm.
     assert received.dtype == np.float32 and (error < 0.1).all() and (error > 1e-4).all()

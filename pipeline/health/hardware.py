@@ -57,7 +57,10 @@ def compute() -> list[Finding]:
         found.append(Finding("warning", "compute", message, f"params.yaml: compute.threads: {max(1, int(usable))}"))
     features = machine.cpu_features()
     if precision == "bfloat16" and features is not None and "bfloat16" not in features:
-        message = "compute.precision is bfloat16, which this processor has no instructions for: slower, not faster"
+        message = (
+            "compute.precision is bfloat16, which this processor has no instructions for: nothing is faster, and without "
+            "AVX-512 OpenVINO computes in float32"
+        )
         found.append(Finding("warning", "compute", message, "params.yaml: compute.precision: float32"))
     return found or [Finding("ok", "compute", f"{threads} threads in {precision}; {have}")]
 
