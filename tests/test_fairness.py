@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as command_line
-from pipeline import artifacts, datasets, leaderboard, params, splits
+from pipeline import artifacts, datasets, leaderboard, params, provenance, splits
 from pipeline.commands import demo, fairness
 from pipeline.params import Params
 from pipeline.progress import NoLog
@@ -98,7 +98,9 @@ def project(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         params.PARAMS_FILE.write_text(yaml.safe_dump(given), encoding="utf-8")
         write_project(given)
         for family in given["classifiers"]:
-            sweep.main(Params(given, given), backbone=BACKBONE, classifier=family, log=NoLog())
+            item = {"backbone": BACKBONE, "classifier": family}
+            declared = Params(given, provenance.resolve(sweep.READS, item=item, values=given))
+            sweep.main(declared, **item, log=NoLog())
         compare.main(Params(given, compare.READS), log=NoLog())
         git("init", "--quiet")
     return directory
