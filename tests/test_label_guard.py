@@ -35,8 +35,8 @@ SOURCE_READERS = {"stages/dataset.py", "stages/split.py", "health/inputs.py"}
 SOURCES = ("datasets", "courses", "elpv", "folder")
 
 # What may be done with the path of such a file by everybody: digest it, write it, look whether it is there, name it.
-HARMLESS_CALLS = {"sha256", "sha256_file", "sha256_path", "resolve", "write_csv", "whole_directory", "get", "dumps",
-                  "say", "print"}  # fmt: skip
+HARMLESS_CALLS = {"sha256", "sha256_file", "sha256_path", "refuse_changed", "resolve", "write_csv", "whole_directory",
+                  "get", "dumps", "say", "print"}  # fmt: skip
 HARMLESS_METHODS = {"exists", "is_file", "is_dir"}
 HARMLESS_KEYWORDS = {"inputs"}  # the paths whose digests a record keeps
 # What gives the same thing in another form.
@@ -49,10 +49,11 @@ FOLDERS = {"parent", "parents", "parts"}
 PIECES = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "removeprefix", "find", "index",
           "count", "match", "full_match"}  # fmt: skip
 PATH_FUNCTIONS = {"dirname", "basename", "commonpath", "splitext"}
-# These look at folders of other things: of a source's images, of runs, of the project's own files.
+# These look at folders of other things: of a source's images, of runs, of the project's own files, of its outputs as
+# DVC digests them, of MLflow's artifacts.
 FOLDER_READERS = {("datasets/__init__.py", "_below_class"), ("datasets/tracked.py", "_in_dvc_file"),
                   ("datasets/tracked.py", "_holds"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
-                  ("commands/demo.py", "main")}  # fmt: skip
+                  ("commands/demo.py", "main"), ("outputs.py", "digests"), ("tracking/moves.py", "_place")}  # fmt: skip
 
 
 def leaks(source: str, module: str) -> list[str]:
