@@ -45,6 +45,14 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 # By name, because the package has functions of these names.
 LIVE, SYNC = (importlib.import_module(f"pipeline.tracking.{name}") for name in ("live", "sync"))
 EXPECTED = {"methods": 2, "candidates": 4, "models": 2, "repeated": 0, "unfinished": 0}
+# The runs of these tests are in no params.yaml; the fixture `stage` says what the stage and `sync` log.
+NOTHING_DECLARED = {
+    "backbones": [],
+    "classifiers": {},
+    "head": {"backbones": []},
+    "fine_tune": {"backbones": []},
+    "scratch": {"networks": []},
+}
 KILLS = int(os.environ.get("BAKEOFF_KILLS_OF_SYNC", "8"))
 
 GIT = {f"GIT_{who}_{what}": "bakeoff@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -192,7 +200,7 @@ def stage(wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 def command(monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the command `sync` on what the fixture `stage` declares; return its status."""
-    monkeypatch.setattr("pipeline.params.load", lambda: {})
+    monkeypatch.setattr("pipeline.params.load", lambda: NOTHING_DECLARED)
     return sync_command.main(argparse.Namespace(check=False))
 
 
