@@ -44,7 +44,7 @@ Build = Callable[[], "keras.Model"]
 
 
 class InferenceError(BakeoffError):
-    """The network answers with something that is not a number, or the engine is not installed."""
+    """The network answers with something that is not a number, or the processor cannot compute as params.yaml says."""
 
 
 class ComputeParams(Block):
@@ -161,7 +161,13 @@ def _tensorflow_sees_a_gpu() -> bool:
 
 class _OpenVino:
     def __init__(self, build: Build, compute: ComputeParams, converted: Path | None):
-        openvino = _import_openvino()
+        core = _import_openvino().Core()
+        if compute.precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            # OpenVINO would compute in float32 and not say so, and the record would be wrong.
+            raise InferenceError(
+                "compute.precision is bfloat16, but OpenVINO cannot compute in it on this processor. Set params.yaml: "
+                "compute.precision to float32"
+            )
         settings = {
             # Always set: on a CPU with AMX the default is bfloat16, which is off by percents.
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[compute.precision],
@@ -172,7 +178,7 @@ class _OpenVino:
             # Pinned threads of two processes would share one core while another is idle.
             "ENABLE_CPU_PINNING": False,
         }
-        model = openvino.Core().compile_model(_converted(build, converted), "CPU", settings)
+        model = core.compile_model(_converted(build, converted), "CPU", settings)
         self.input_shape = tuple(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])
         self.output_shapes = [
             tuple(side.get_length() for side in list(output.partial_shape)[1:]) for output in model.outputs
@@ -264,7 +270,9 @@ def _converted(build: Build, directory: Path | None) -> openvino.Model:
         network = build()
         announce(f"converting {network.name} for OpenVINO")
         _import_export()
-        with _told_if_unwritten(kept or place, size=sum(4 * math.prod(weight.shape) for weight in network.weights)):
+        with _write_errors_explained(
+            kept or place, size=sum(4 * math.prod(weight.shape) for weight in network.weights)
+        ):
             network.export(str(path), format="openvino", verbose=False)
             # Read from bytes: a model read from a path maps the file, which is about to go.
             model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
@@ -304,7 +312,7 @@ def _workplace(kept: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _told_if_unwritten(path: Path, *, size: int) -> Iterator[None]:
+def _write_errors_explained(path: Path, *, size: int) -> Iterator[None]:
     """Turn OpenVINO's error for a file that could not be written into a WriteError. ``size``: its bytes, about."""
     try:
         yield

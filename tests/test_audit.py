@@ -22,7 +22,7 @@ from test_tracking import RUNS, client, comparison, method, prepare, runs, the_m
 
 from pipeline import artifacts, tracking
 from pipeline.commands import sync as sync_command
-from pipeline.tracking import claims, contents, moves
+from pipeline.tracking import artifact_locations, claims, contents
 from pipeline.tracking.strangers import strangers
 
 # MLflow and what it brings along warn about their own future.
@@ -55,7 +55,7 @@ def shown(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(filled[0])
-    moves.bring_home(tmp_path / ".mlflow" / "mlflow.db")
+    artifact_locations.correct(tmp_path / ".mlflow" / "mlflow.db")
     return filled[1]
 
 

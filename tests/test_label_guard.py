@@ -53,7 +53,7 @@ PATH_FUNCTIONS = {"dirname", "basename", "commonpath", "splitext"}
 # DVC digests them, of MLflow's artifacts.
 FOLDER_READERS = {("datasets/__init__.py", "_below_class"), ("datasets/tracked.py", "_in_dvc_file"),
                   ("datasets/tracked.py", "_holds"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
-                  ("commands/demo.py", "main"), ("outputs.py", "digests"), ("tracking/moves.py", "_place")}  # fmt: skip
+                  ("commands/demo.py", "main"), ("outputs.py", "digests"), ("tracking/artifact_locations.py", "_place")}  # fmt: skip
 
 
 def leaks(source: str, module: str) -> list[str]:

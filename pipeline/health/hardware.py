@@ -59,7 +59,7 @@ def compute() -> list[Finding]:
     if precision == "bfloat16" and features is not None and "bfloat16" not in features:
         message = (
             "compute.precision is bfloat16, which this processor has no instructions for: nothing is faster, and "
-            "without AVX-512 OpenVINO computes in float32"
+            "without AVX-512 a stage that uses OpenVINO stops"
         )
         found.append(Finding("warning", "compute", message, "params.yaml: compute.precision: float32"))
     return found or [Finding("ok", "compute", f"{threads} threads in {precision}; {have}")]

@@ -86,7 +86,7 @@ class Live:
                 said = output.strip().splitlines()[-1:] or [f"the writer ended with status {self._writer.returncode}"]
                 self._fail(said[0])
             for line in output.splitlines():
-                if line.startswith(store.SAID):
+                if line.startswith(store.MESSAGE):
                     say(line)
 
     def _digest(self, finished: bool) -> str | None:

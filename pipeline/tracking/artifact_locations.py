@@ -1,7 +1,7 @@
-"""A project's own store after the project was copied or moved.
+"""Where a project's own MLflow store looks for artifacts, after the project was copied or moved.
 
-MLflow keeps the full path of every run's and model's artifacts in its database. In a copy they name the original's
-folders: what the copy logs would end there, and what it shows would be gone with it.
+MLflow keeps the full path of every run's and model's artifacts in its database. In a copy of the project these paths
+still name the original's folders: the copy would log into them, and show nothing once the original is deleted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("log
 
 
 @dataclass(frozen=True)
-class Stray:
+class ForeignLocation:
     """A value of a column that names a place in another project's store: ``origin``, that store, and ``inside`` it."""
 
     table: str
@@ -38,37 +38,37 @@ class Stray:
     inside: Path
 
 
-def origins(database: Path) -> list[str]:
-    """Return the projects in whose stores this one looks for artifacts, sorted; none unless it was copied or moved.
+def original_projects(database: Path) -> list[str]:
+    """Return the other projects whose folders the database names, sorted; none unless this one was copied or moved.
 
     Reads, and writes nothing. Raises sqlite3.Error.
     """
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
-        return _projects(_strays(opened, database.parent))
+        return _projects(_foreign(opened, database.parent))
 
 
-def bring_home(database: Path) -> list[str]:
-    """Make a store look for all its artifacts beside itself, and return the `origins` that it had.
+def correct(database: Path) -> list[str]:
+    """Rewrite every path in the database to the folder beside it, and return the `original_projects` that it had.
 
-    Artifacts that only an origin has are copied from there, where nothing changes. All or nothing is put right. Raises
-    OSError or sqlite3.Error.
+    Artifacts that only the original has are copied; nothing changes there. Either all paths are rewritten or none.
+    Raises OSError or sqlite3.Error.
     """
     with contextlib.closing(sqlite3.connect(database, timeout=SECONDS_TO_LOCK, isolation_level=None)) as opened:
-        if not _strays(opened, database.parent):
+        if not _foreign(opened, database.parent):
             return []
         opened.execute("BEGIN IMMEDIATE")
-        strays = _strays(opened, database.parent)
-        for stray in strays:
-            here = database.parent / stray.inside
-            if stray.table in ("runs", "logged_models"):
-                _fetch(stray.origin / stray.inside, here)
-            changed = f"UPDATE {stray.table} SET {stray.column} = ? WHERE {stray.column} = ?"
-            opened.execute(changed, (here.as_uri(), stray.location))
+        foreign = _foreign(opened, database.parent)
+        for each in foreign:
+            here = database.parent / each.inside
+            if each.table in ("runs", "logged_models"):
+                _copy_if_missing(each.origin / each.inside, here)
+            changed = f"UPDATE {each.table} SET {each.column} = ? WHERE {each.column} = ?"
+            opened.execute(changed, (here.as_uri(), each.location))
         opened.execute("COMMIT")
-    return _projects(strays)
+    return _projects(foreign)
 
 
-def _strays(opened: sqlite3.Connection, folder: Path) -> list[Stray]:
+def _foreign(opened: sqlite3.Connection, folder: Path) -> list[ForeignLocation]:
     is_here = functools.cache(lambda origin: _is_same(origin, folder))
     found = []
     for table, column in COLUMNS:
@@ -82,7 +82,7 @@ def _strays(opened: sqlite3.Connection, folder: Path) -> list[Stray]:
         for (location,) in opened.execute(elsewhere, [(folder / ARTIFACTS).as_uri()]):
             place = _place(location)
             if place is not None and not is_here(place[0]):
-                found.append(Stray(table, column, location, *place))
+                found.append(ForeignLocation(table, column, location, *place))
     return found
 
 
@@ -104,7 +104,7 @@ def _is_same(origin: Path, folder: Path) -> bool:
     return False
 
 
-def _fetch(source: Path, target: Path) -> None:
+def _copy_if_missing(source: Path, target: Path) -> None:
     """Copy a folder whole or not at all, unless it is there, or the other is not."""
     if os.path.exists(target) or not os.path.isdir(source):
         return
@@ -114,5 +114,5 @@ def _fetch(source: Path, target: Path) -> None:
     os.replace(new, target)
 
 
-def _projects(strays: Iterable[Stray]) -> list[str]:
-    return sorted({str(stray.origin.parent) for stray in strays})
+def _projects(foreign: Iterable[ForeignLocation]) -> list[str]:
+    return sorted({str(each.origin.parent) for each in foreign})
