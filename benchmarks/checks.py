@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks import measure, rows
-from pipeline import provenance
 from pipeline.commands import demo
+from pipeline.core import provenance
 
 COMMANDS = ("fairness", "sync --check", "doctor")
 MOST_SECONDS = 180

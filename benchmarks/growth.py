@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks import measure, rows
 from benchmarks.measure import Journal, Run
 from benchmarks.workspace import BACKBONE, Workspace
-from pipeline import artifacts
-from pipeline.progress import progress, say
+from pipeline.console.progress import progress, say
+from pipeline.core import artifacts
 
 SIZES = (1_000, 4_000, 16_000, 60_000)
 FEW = 100  # their time is the start-up

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from pipeline import params
-from pipeline.classifiers import family, search
+from pipeline.classifiers.search import family, search_space
+from pipeline.core import params
 
 COMMON = {"scale": "standard", "class_weight": None}
 UNSCALED = {"scale": None, "class_weight": None}
@@ -89,7 +89,7 @@ def sweep(
     """Fit a grid as a sweep does; return the points with their fits."""
     module = family.find(name)
     block = params.parse({"search": "grid", "grid": grid, **CASES[name][1]}, module.Params, where=name)
-    points = [candidate.parameters for candidate in search.candidates(block, seed=0)]
+    points = [candidate.parameters for candidate in search_space.candidates(block, seed=0)]
     n_classes = len(np.unique(train[1]))
     task = family.Task(train, validation, n_classes=n_classes, seed=SEED, threads=2)
     return list(zip(points, family.fit_all(module.Fitter(task, block), points), strict=True))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import artifacts, networks
-from pipeline.params import Params
-from pipeline.progress import Log, NoLog
+from pipeline.console.progress import Log, NoLog
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.networks import graphs
 from pipeline.stages import scratch
 from tests.small_networks import SPEC, trunk
 
@@ -51,9 +52,9 @@ def write_project(root: Path) -> None:
     backbone = root / artifacts.BACKBONES / "tiny"
     backbone.mkdir(parents=True)
     network = trunk()
-    networks.save(network, backbone)
-    spec = SPEC.model_copy(update={"name": "tiny", "cost": networks.cost_of(network)})
-    networks.write_spec(spec, backbone)
+    graphs.save(network, backbone)
+    spec = SPEC.model_copy(update={"name": "tiny", "cost": graphs.cost_of(network)})
+    graphs.write_spec(spec, backbone)
 
 
 def train(stage: Any, *, log: Log | None = None, values: dict[str, Any] = VALUES, **changes: Any) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.review import audit, clones, locks, materials, verdicts
-from pipeline.review.closeness import ToleranceParams
-from pipeline.review.equivalence import EquivalenceParams
+from pipeline.audits.review import audit, clones, locks, materials, verdicts
+from pipeline.audits.review.equivalence import EquivalenceParams
+from pipeline.audits.review.tolerance import ToleranceParams
 
 RUN = "results/runs/net-svm"
 MANIFEST = "data/split/manifest.csv"

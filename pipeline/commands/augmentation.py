@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, augmentation_sheet, params, schema
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
-from pipeline.seeds import child_seed
+from pipeline.config import schema
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, params
+from pipeline.core.seeds import child_seed
+from pipeline.show import augmentation_sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

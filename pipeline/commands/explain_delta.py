@@ -12,11 +12,12 @@ import functools
 import time
 from pathlib import Path
 
-from pipeline import feature_store, metrics
-from pipeline.progress import announce, say
-from pipeline.review import clones, delta, delta_report, environments, locks, materials, replay, report, variants
-from pipeline.review.delta_report import Delta
-from pipeline.review.variants import Outcome, Revision
+from pipeline.audits.review import clones, delta, delta_report, environments, locks, materials, replay, report, variants
+from pipeline.audits.review.delta_report import Delta
+from pipeline.audits.review.variants import Outcome, Revision
+from pipeline.console.progress import announce, say
+from pipeline.evaluation import metrics
+from pipeline.features import feature_store
 
 SECONDS_BETWEEN_LINES = 30.0
 

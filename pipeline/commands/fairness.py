@@ -11,22 +11,25 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import artifacts, leaderboard, metrics, params, provenance, resplits, statistics, tracking
-from pipeline.errors import BakeoffError
-from pipeline.fairness import (
+from pipeline import tracking
+from pipeline.audits.fairness import (
     history,
     leakage_study,
-    looks_study,
     optimism_study,
     plots,
     record_pages,
     runs,
     study_pages,
+    test_set_history_study,
     variance_study,
 )
-from pipeline.fairness.page import Figure, Page
-from pipeline.fairness.study import FAMILIES, Study
-from pipeline.progress import announce, say
+from pipeline.audits.fairness.page import Figure, Page
+from pipeline.audits.fairness.study import FAMILIES, Study
+from pipeline.classifiers import repeated_splits
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import announce, say
+from pipeline.core import artifacts, params, provenance
+from pipeline.evaluation import leaderboard, metrics, statistics
 
 DIRECTORY = artifacts.RESULTS / "fairness"
 INDEX = "index.md"
@@ -149,7 +152,9 @@ class Report:
 
     def _looks(self) -> dict[str, Any]:
         dataset = tracking.dataset_name(self._values["dataset"])
-        return looks_study.section(metric=self._metric, dataset=dataset, mlflow=not self._arguments.no_mlflow)
+        return test_set_history_study.section(
+            metric=self._metric, dataset=dataset, mlflow=not self._arguments.no_mlflow
+        )
 
     @functools.cached_property
     def _runs(self) -> list[runs.Run]:
@@ -176,7 +181,7 @@ class Report:
         first = self._values["seed"]
         return Study(
             given=self._given,
-            pool=resplits.read_pool(artifacts.FEATURES / backbone),
+            pool=repeated_splits.read_pool(artifacts.FEATURES / backbone),
             backbone=backbone,
             families=families,
             split_seeds=tuple(range(first, first + self._arguments.splits)),

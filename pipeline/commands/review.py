@@ -14,10 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params, provenance, tracking
-from pipeline.progress import announce, say
-from pipeline.review import audit, clones, locks, replay, report, verdicts
-from pipeline.review.audit import Request, Review
+from pipeline import tracking
+from pipeline.audits.review import audit, clones, locks, replay, report, verdicts
+from pipeline.audits.review.audit import Request, Review
+from pipeline.console.progress import announce, say
+from pipeline.core import artifacts, params, provenance
 from pipeline.tracking import reviews
 
 # What a stage takes before it logs anything.

@@ -15,9 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, datasets, metrics, params, resplits, schema, splits
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.classifiers import repeated_splits
+from pipeline.config import schema
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, params
+from pipeline.data import sources, splits
+from pipeline.evaluation import metrics
 
 DEFAULT_FAMILIES = ("logistic_regression", "rbf_svm")
 
@@ -38,8 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     for name in arguments.classifiers:
         if name not in values["classifiers"]:
             raise BakeoffError(f"--classifiers: {name!r} is not under classifiers in params.yaml")
-    pool = resplits.read_pool(artifacts.FEATURES / backbone)
-    split, source = given.block("split", splits.SplitParams), given.block("dataset", datasets.DatasetParams).source
+    pool = repeated_splits.read_pool(artifacts.FEATURES / backbone)
+    split, source = given.block("split", splits.SplitParams), given.block("dataset", sources.DatasetParams).source
     together = splits.clusters(pool.images)[0] if split.groups_near_duplicates(source) else set()
     say(f"{len(pool)} images, features of {backbone}, split seeds {', '.join(map(str, arguments.seeds))}")
     results = []
@@ -67,9 +71,11 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray, *, seed: int) -> dict[str, Any]:
+def _one(
+    given: params.Params, name: str, pool: repeated_splits.Pool, parts: np.ndarray, *, seed: int
+) -> dict[str, Any]:
     """Sweep one family on one split; return what validation selected and what it reaches, None if it could not."""
-    found = resplits.sweep(given, name, pool, parts, seed=seed, label=f"seed {seed}, {name}")
+    found = repeated_splits.sweep(given, name, pool, parts, seed=seed, label=f"seed {seed}, {name}")
     if found.selected is None:
         return _undefined(name, seed=seed)
     positive = metrics.positive_index(pool.classes, given.block("selection", metrics.SelectionParams))
@@ -79,7 +85,7 @@ def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray
         "method": name,
         "selected": found.candidates[found.selected].name,
         "validation_accuracy": metrics.score("accuracy", found.validation[found.selected], labels, positive=positive),
-        "test_accuracy": float(resplits.hits(found, found.selected, pool, parts).mean()),
+        "test_accuracy": float(repeated_splits.hits(found, found.selected, pool, parts).mean()),
     }
 
 

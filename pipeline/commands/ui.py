@@ -14,9 +14,11 @@ import time
 import urllib.request
 from typing import IO
 
-from pipeline import outputs, params, tracking
-from pipeline.errors import BakeoffError
-from pipeline.progress import SECONDS_BETWEEN_LINES, say
+from pipeline import tracking
+from pipeline.audits import outputs
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import SECONDS_BETWEEN_LINES, say
+from pipeline.core import params
 from pipeline.stages import track
 
 HOST = "127.0.0.1"

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, datasets, splits
-from pipeline.datasets import DatasetParams, SourceImage
-from pipeline.params import Params
-from pipeline.progress import Log, progress, say
-from pipeline.splits import SplitParams
+from pipeline.console.progress import Log, progress, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.data import sources, splits
+from pipeline.data.sources import DatasetParams, SourceImage
+from pipeline.data.splits import SplitParams
 
 READS = ("seed", "dataset", "split")
 INPUTS = (str(artifacts.CATALOG), "{dataset.path}")
@@ -29,18 +30,18 @@ SHOWN = 10
 
 def main(params: Params, *, log: Log) -> None:
     dataset, split = params.block("dataset", DatasetParams), params.block("split", SplitParams)
-    chosen = datasets.read_catalog()
+    chosen = sources.read_catalog()
     small, large = splits.clusters(chosen)
     grouping = split.groups_near_duplicates(dataset.source)
     rules: dict[str, Any] = {"params": split, "seed": params.value("seed"), "together": small if grouping else set()}
     parts = splits.assign(chosen, **rules)
-    root = datasets.root(dataset)
+    root = sources.root(dataset)
     order = sorted(
         range(len(chosen)),
         key=lambda index: (artifacts.PARTS.index(parts[index]), chosen[index].label, chosen[index].path),
     )
-    names = datasets.split_names(chosen)
-    datasets.provide(dataset, chosen)
+    names = sources.split_names(chosen)
+    sources.provide(dataset, chosen)
     say(f"copying {len(chosen)} images")
     with artifacts.whole_directory(artifacts.SPLIT) as directory:
         manifest = [
@@ -64,10 +65,10 @@ def _copy(image: SourceImage, part: str, name: str, *, root: Path, directory: Pa
     path = f"{part}/{image.label}/{name}"
     target = directory / path
     if target.exists():
-        raise datasets.DatasetError(f"Two images of the class {image.label!r} would both be called {name}: "
+        raise sources.DatasetError(f"Two images of the class {image.label!r} would both be called {name}: "
                                     f"rename {image.path}")  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
-    changed = datasets.DatasetError(f"{root / image.path} changed since data/catalog.csv was written: run `dvc repro`")
+    changed = sources.DatasetError(f"{root / image.path} changed since data/catalog.csv was written: run `dvc repro`")
     try:
         shutil.copyfile(root / image.path, target)
     except FileNotFoundError:

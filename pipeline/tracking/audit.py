@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts
-from pipeline.findings import Finding
-from pipeline.progress import progress
+from pipeline.console.findings import Finding
+from pipeline.console.progress import progress
+from pipeline.core import artifacts
 from pipeline.tracking import artifact_locations, calls, claims, contents, processes, store
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, provenance
+from pipeline.core import artifacts, provenance
 
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"

@@ -23,8 +23,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import filelock
 
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
 from pipeline.tracking import artifact_locations, view
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, provenance
-from pipeline.progress import progress, say
+from pipeline.console.progress import progress, say
+from pipeline.core import artifacts, provenance
 from pipeline.tracking import calls, claims, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import networks
-from pipeline.errors import BakeoffError
-from pipeline.params import Block
-from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
-from pipeline.seeds import generator
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import SECONDS_BETWEEN_LINES, Log, say
+from pipeline.core.params import Block
+from pipeline.core.seeds import generator
+from pipeline.networks import graphs
 from pipeline.training import optimizers
 from pipeline.training.optimizers import OptimizerParams, Pace
 
@@ -101,7 +101,7 @@ def prepare(*, threads: int, seed: int) -> None:
 
     What came before in the process leaves no trace: not in what is drawn, nor in the names of layers.
     """
-    networks.start_tensorflow(threads=threads)
+    graphs.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf
 
