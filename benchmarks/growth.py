@@ -58,12 +58,19 @@ def grow(
     write_pieces(place.directory, photographs, size)
     regression_cache = place.directory / ".cache"
     jobs = [
-        place.job(f"{FEATURES[0]}, {size} images", FEATURES, before=place.clear_store,
-                  outputs=[f"data/features/{BACKBONE}/train.npy"]),
-        place.job(f"{REGRESSION[0]}, {size} images", REGRESSION,
-                  before=lambda: shutil.rmtree(regression_cache, ignore_errors=True),
-                  outputs=[f"results/runs/{BACKBONE}-logistic_regression"]),
-    ]  # fmt: skip
+        place.job(
+            f"{FEATURES[0]}, {size} images",
+            FEATURES,
+            before=place.clear_store,
+            outputs=[f"data/features/{BACKBONE}/train.npy"],
+        ),
+        place.job(
+            f"{REGRESSION[0]}, {size} images",
+            REGRESSION,
+            before=lambda: shutil.rmtree(regression_cache, ignore_errors=True),
+            outputs=[f"results/runs/{BACKBONE}-logistic_regression"],
+        ),
+    ]
     runs = measure.alternate(jobs, repeats=repeats, journal=journal)
     return {job.name.partition(",")[0]: runs[job.name] for job in jobs}
 

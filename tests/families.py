@@ -23,8 +23,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         BOOSTING,
     ),
     "gradient_boosting": (
-        {"max_leaf_nodes": 5, "learning_rate": 0.2, "max_features": 0.5, "min_samples_leaf": 5,
-         "l2_regularization": 0.0, **UNSCALED},
+        {
+            "max_leaf_nodes": 5,
+            "learning_rate": 0.2,
+            "max_features": 0.5,
+            "min_samples_leaf": 5,
+            "l2_regularization": 0.0,
+            **UNSCALED,
+        },
         BOOSTING,
     ),
     "k_nearest_neighbors": ({"n_neighbors": 5, "metric": "euclidean", "weights": "distance", **COMMON}, {}),
@@ -37,11 +43,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random_forest": ({"n_estimators": 30, "max_features": 0.5, "min_samples_leaf": 1, **UNSCALED}, {}),
     "rbf_svm": ({"C": 3.0, "gamma": "scale", **COMMON}, {"exact_up_to": 10_000, "components": 100}),
     "xgboost": (
-        {"max_depth": 3, "learning_rate": 0.2, "feature_fraction": 0.5, "min_child_weight": 1.0, "reg_lambda": 1.0,
-         **UNSCALED},
+        {
+            "max_depth": 3,
+            "learning_rate": 0.2,
+            "feature_fraction": 0.5,
+            "min_child_weight": 1.0,
+            "reg_lambda": 1.0,
+            **UNSCALED,
+        },
         BOOSTING,
     ),
-}  # fmt: skip
+}
 BOOSTERS = sorted(name for name, (_, extra) in CASES.items() if "trees" in extra)
 SEED = 4_000_000_000  # child seeds use all 32 bits
 

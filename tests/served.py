@@ -51,10 +51,16 @@ def sweep_run(name: str, *, classes: Sequence[str] = CLASSES) -> Path:
     model.save(run)
     shutil.copy(artifacts.FEATURES / "tiny" / "meta.json", run / "features.json")
     record = artifacts.Record(
-        stage="sweep", network="tiny", method=name, classes=list(classes), parameters={"compute.threads": 2}, inputs={},
-        candidates=[artifacts.Candidate(name="only", parameters={}, converged=True)], selected=0,
+        stage="sweep",
+        network="tiny",
+        method=name,
+        classes=list(classes),
+        parameters={"compute.threads": 2},
+        inputs={},
+        candidates=[artifacts.Candidate(name="only", parameters={}, converged=True)],
+        selected=0,
         cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     artifacts.write_record(run / "record.json", record)
     validation = model.predict_proba(rows[120:])
     artifacts.write_predictions(run / "predictions.npz", artifacts.Predictions(validation[np.newaxis], validation))

@@ -68,5 +68,9 @@ def digits() -> fitting.Examples:
     data = load_digits(n_class=2)
     pixels = np.repeat((data.images * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
     labels = data.target.astype(np.int64)
-    return fitting.Examples(labels[:40], lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2), labels[40:60],
-                            lambda rows: pixels[40 + rows])  # fmt: skip
+    return fitting.Examples(
+        labels[:40],
+        lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2),
+        labels[40:60],
+        lambda rows: pixels[40 + rows],
+    )

@@ -96,10 +96,19 @@ def sweep(
         return metrics.score(selection.metric, probabilities, labels, positive=positive)
 
     tried, fits, scores = fit_all(
-        given, name, data["train"], data["validation"], n_classes=len(pool.classes), score=score, seed=seed,
-        candidates=candidates, label=label, lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
-        threads=threads, groups=groups,
-    )  # fmt: skip
+        given,
+        name,
+        data["train"],
+        data["validation"],
+        n_classes=len(pool.classes),
+        score=score,
+        seed=seed,
+        candidates=candidates,
+        label=label,
+        lower_is_better=selection.metric in metrics.LOWER_IS_BETTER,
+        threads=threads,
+        groups=groups,
+    )
     validation = np.stack([fit.validation for fit in fits])
     # Whether a metric is defined depends on the labels alone.
     defined = not np.isnan(scores).any()

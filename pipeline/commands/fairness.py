@@ -44,12 +44,23 @@ SPLITS, TRAININGS = 8, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sections", nargs="*", metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)}; without any, all of them")  # fmt: skip
-    parser.add_argument("--splits", type=int, default=SPLITS, metavar="N",
-                        help="draws of the split in leakage and variance (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--trainings", type=int, default=TRAININGS, metavar="N",
-                        help="seeds on each split in variance (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; without any, all of them"
+    )
+    parser.add_argument(
+        "--splits",
+        type=int,
+        default=SPLITS,
+        metavar="N",
+        help="draws of the split in leakage and variance (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trainings",
+        type=int,
+        default=TRAININGS,
+        metavar="N",
+        help="seeds on each split in variance (default: %(default)s)",
+    )
     parser.add_argument("--backbone", help="whose features; without it, the first of params.yaml")
     parser.add_argument("--no-mlflow", action="store_true", help="looks: do not ask the MLflow store")
     parser.epilog = f"Writes {DIRECTORY}/. The default takes about two minutes on 2 cores and 2,624 images."
@@ -102,8 +113,11 @@ class Report:
     def section(self, name: str) -> Page:
         """Compute one section and write its JSON, page and figures, in place of what an earlier call wrote."""
         compute = {
-            "leakage": self._leakage, "variance": self._variance, "optimism": self._optimism, "looks": self._looks,
-        }  # fmt: skip
+            "leakage": self._leakage,
+            "variance": self._variance,
+            "optimism": self._optimism,
+            "looks": self._looks,
+        }
         found = compute[name]()
         page = PAGES[name](found)
         for file, draw in plots.OF_SECTION[name].items():

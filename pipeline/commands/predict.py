@@ -81,8 +81,11 @@ def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str |
     outputs.refuse_changed([directory, *decided, *([] if arguments.uncalibrated else [artifacts.CALIBRATION])])
     calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
     if calibrator:
-        print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
-              "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
+        print(
+            f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
+            "--uncalibrated leaves them as the model gives them",
+            file=sys.stderr,
+        )
     if ablation := _ablation(directory):
         print(f"{run} is an ablation: its network is {ablation}", file=sys.stderr)
     model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)

@@ -29,13 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "revision", nargs="?", default="HEAD", metavar="REV", help="git revision (default: %(default)s)"
     )
-    parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE",
-                        help="replay these alone, such as `sweep` or `sweep@efficientnet_lite0-rbf_svm`; what they "
-                        "read of the others is taken as claimed")  # fmt: skip
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="replay these alone, such as `sweep` or `sweep@efficientnet_lite0-rbf_svm`; what they "
+        "read of the others is taken as claimed",
+    )
     parser.add_argument("--against", metavar="REV2", help="compare with what another revision claims")
     parser.add_argument("--quick", action="store_true", help="leave out the longest stages: head, fine_tune, scratch")
-    parser.epilog = ("The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says "
-                     "and how results are judged stands in params.yaml under review.")  # fmt: skip
+    parser.epilog = (
+        "The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says "
+        "and how results are judged stands in params.yaml under review."
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -29,8 +29,13 @@ DEFAULT_FAMILIES = ("logistic_regression", "rbf_svm")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("--backbone", help="whose features; without it, the first of params.yaml")
-    parser.add_argument("--classifiers", nargs="+", default=list(DEFAULT_FAMILIES), metavar="FAMILY",
-                        help=f"default: {' '.join(DEFAULT_FAMILIES)}")  # fmt: skip
+    parser.add_argument(
+        "--classifiers",
+        nargs="+",
+        default=list(DEFAULT_FAMILIES),
+        metavar="FAMILY",
+        help=f"default: {' '.join(DEFAULT_FAMILIES)}",
+    )
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
 
 
@@ -60,8 +65,10 @@ def main(arguments: argparse.Namespace) -> int:
             if result["selected"] is None:
                 say(f"seed {seed}, {name}: undefined. Validation has images of one class only, and cannot select")
                 continue
-            say(f"seed {seed}, {name}: validation {result['validation_accuracy']:.4f}, "
-                f"test {result['test_accuracy']:.4f} ({result['selected']})")  # fmt: skip
+            say(
+                f"seed {seed}, {name}: validation {result['validation_accuracy']:.4f}, "
+                f"test {result['test_accuracy']:.4f} ({result['selected']})"
+            )
     defined = [result for result in results if result["selected"] is not None]
     for name in arguments.classifiers:
         _summarize(name, [result["test_accuracy"] for result in defined if result["method"] == name])

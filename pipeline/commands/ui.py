@@ -67,8 +67,22 @@ def start(store: tracking.Store, port: int, messages: IO[bytes]) -> subprocess.P
 
 def server_command(store: tracking.Store, port: int) -> list[str]:
     """Return the command that serves a store to this machine alone."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST,
-               "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        store.uri,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--uvicorn-opts",
+        "--log-level=warning",
+    ]
     return [*command, "--default-artifact-root", store.artifacts] if store.artifacts else command
 
 

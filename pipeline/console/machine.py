@@ -181,9 +181,14 @@ def _run(*command: str, cwd: Path) -> str | None:
     """Return what a command says, or None if it cannot."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, check=True, timeout=SECONDS_FOR_GIT, encoding="utf-8",
+            command,
+            cwd=cwd,
+            capture_output=True,
+            check=True,
+            timeout=SECONDS_FOR_GIT,
+            encoding="utf-8",
             errors="replace",
-        )  # fmt: skip
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

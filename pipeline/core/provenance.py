@@ -59,8 +59,21 @@ def code_digest(modules: Iterable[str], *, root: Path = ROOT) -> str:
 
 def environment() -> dict[str, str]:
     """Return what may change last digits: interpreter, machine type, and the versions of the packages that compute."""
-    packages = ("numpy", "scipy", "scikit-learn", "lightgbm", "catboost", "xgboost", "xgboost-cpu", "optuna",
-                "tensorflow", "tensorflow-cpu", "keras", "openvino", "pillow")  # fmt: skip
+    packages = (
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "lightgbm",
+        "catboost",
+        "xgboost",
+        "xgboost-cpu",
+        "optuna",
+        "tensorflow",
+        "tensorflow-cpu",
+        "keras",
+        "openvino",
+        "pillow",
+    )
     versions = {}
     for package in packages:
         try:

@@ -94,10 +94,14 @@ def evaluate(record: artifacts.Record, predictions: artifacts.Predictions, proto
     chosen = predictions.validation[record.selected]
     validation = protocol.evaluate(chosen, protocol.validation.labels)
     test = protocol.evaluate(predictions.test, protocol.test_labels)
-    again = {"validation": (), "test": ()} if predictions.repeats == 1 else {
-        "validation": [protocol.evaluate(each, validation.labels) for each in predictions.repeats_validation],
-        "test": [protocol.evaluate(each, test.labels) for each in predictions.repeats_test],
-    }  # fmt: skip
+    again = (
+        {"validation": (), "test": ()}
+        if predictions.repeats == 1
+        else {
+            "validation": [protocol.evaluate(each, validation.labels) for each in predictions.repeats_validation],
+            "test": [protocol.evaluate(each, test.labels) for each in predictions.repeats_test],
+        }
+    )
     return Method(
         record=record,
         predictions=predictions,

@@ -273,8 +273,11 @@ class Activations:
         differences = np.abs(rows - again).max(axis=1) * found
         if (differences > TOLERANCES[self.identity["engine"]] * np.abs(again).max(axis=1)).any():
             then, now = self._store.environment_of(self.identity), provenance.environment()
-            changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in {**then, **now}
-                       if then.get(name) != now.get(name)]  # fmt: skip
+            changed = [
+                f"{name} {then.get(name)} -> {now.get(name)}"
+                for name in {**then, **now}
+                if then.get(name) != now.get(name)
+            ]
             raise DriftError(
                 f"The feature store holds other values than this machine computes now: "
                 f"{chosen[differences.argmax()].file} differs by up to {differences.max():.2g} "

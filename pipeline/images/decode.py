@@ -55,8 +55,20 @@ TURNS = {
 Item = TypeVar("Item")
 
 # What Pillow raises for damaged files, beyond what it documents.
-UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError,
-              ArithmeticError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 # More than MAX_IMAGE_PIXELS, 89 million, are refused: only from twice as many on does Pillow do so by itself, and
 # before that it warns. Not by an error in place of a warning: filters belong to all threads, and others change them.

@@ -89,9 +89,9 @@ def cifar_convnet(*, input_size: int, n_classes: int, dropout: float | None) -> 
 
     inputs, outputs = _scaled(input_size)
     for block, filters in enumerate((32, 64), start=1):
-        outputs = keras.layers.Conv2D(
-            filters, 3, padding="same", activation="relu", name=f"block{block}_conv1"
-        )(outputs)  # fmt: skip
+        outputs = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv1")(
+            outputs
+        )
         outputs = keras.layers.Conv2D(filters, 3, activation="relu", name=f"block{block}_conv2")(outputs)
         outputs = keras.layers.MaxPooling2D(name=f"block{block}_pool")(outputs)
         outputs = keras.layers.Dropout(_rate(dropout, own=0.25), name=f"block{block}_dropout")(outputs)

@@ -194,15 +194,41 @@ def leaderboard(bars: Sequence[Bar], *, label: str, confidence: float, path: Pat
             color = COLORS[0] if position == 0 else "#555555"
             width = 2.6 if position == 0 else 1.6
             axes.plot([bar.low, bar.high], [position, position], color=color, linewidth=width, solid_capstyle="round")
-            axes.plot(bar.test, position, "o", color=color, markersize=8 if position == 0 else 6,
-                      label=f"test, {confidence:.0%} interval" if position == 0 else None)  # fmt: skip
-            axes.plot(bar.others, [position] * len(bar.others), "|", color=color, markersize=9,
-                      label="test, other trainings" if position == 0 and len(bar.others) else None)  # fmt: skip
+            axes.plot(
+                bar.test,
+                position,
+                "o",
+                color=color,
+                markersize=8 if position == 0 else 6,
+                label=f"test, {confidence:.0%} interval" if position == 0 else None,
+            )
+            axes.plot(
+                bar.others,
+                [position] * len(bar.others),
+                "|",
+                color=color,
+                markersize=9,
+                label="test, other trainings" if position == 0 and len(bar.others) else None,
+            )
             chose = "validation, which chose" + (" (mean)" if len(bar.others) else "")
-            axes.plot(bar.validation, position + 0.22, "D", markersize=5, markerfacecolor="white",
-                      markeredgecolor=COLORS[1], label=chose if position == 0 else None)  # fmt: skip
-            axes.annotate("" if np.isnan(bar.test) else f"{bar.test:.3f}", (bar.test, position), xytext=(0, 7),
-                          textcoords="offset points", ha="center", fontsize=8, color=color)  # fmt: skip
+            axes.plot(
+                bar.validation,
+                position + 0.22,
+                "D",
+                markersize=5,
+                markerfacecolor="white",
+                markeredgecolor=COLORS[1],
+                label=chose if position == 0 else None,
+            )
+            axes.annotate(
+                "" if np.isnan(bar.test) else f"{bar.test:.3f}",
+                (bar.test, position),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=color,
+            )
         # The champion's interval as a band, against which the others are read.
         if np.isfinite(bars[0].low):
             axes.axvspan(bars[0].low, bars[0].high, color=COLORS[0], alpha=0.08, linewidth=0)
@@ -266,5 +292,12 @@ def _draw_training(axes: Axes, run: Training, key: str, *, train: str | None = N
     if train:
         axes.plot(steps, run.history[train], color=style["color"], linewidth=0.8, linestyle=style["linestyle"])
     if run.best_step is not None:
-        axes.plot(run.best_step + 1, values[run.best_step], "*", color=style["color"], markersize=13,
-                  markeredgecolor="white", zorder=4)  # fmt: skip
+        axes.plot(
+            run.best_step + 1,
+            values[run.best_step],
+            "*",
+            color=style["color"],
+            markersize=13,
+            markeredgecolor="white",
+            zorder=4,
+        )

@@ -16,8 +16,20 @@ ALIKE = "≈ champion"
 def text(entries: Sequence[Entry]) -> str:
     """Return the leaderboard as aligned columns for a console, the champion marked with an asterisk."""
     metric = entries[0]["selected_by"]
-    rows = [["", "method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-             *_other_labels(metric), _p_label(metric), ALIKE, "trainable", "MACs"]]  # fmt: skip
+    rows = [
+        [
+            "",
+            "method",
+            f"validation {LABELS[metric]}",
+            *_spread_label(entries),
+            f"test {LABELS[metric]}",
+            *_other_labels(metric),
+            _p_label(metric),
+            ALIKE,
+            "trainable",
+            "MACs",
+        ]
+    ]
     for one in entries:
         rows.append(
             [
@@ -35,10 +47,12 @@ def text(entries: Sequence[Entry]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in
-                  enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
-    ]  # fmt: skip
+    ]
     warnings = [f"{title_of(one)}: {said}" for one in entries if (said := _unconverged(one))]
     return "\n".join([*lines, *warnings, *(textwrap.fill(said, CONSOLE) for said in _about_repeats(entries))])
 
@@ -52,9 +66,19 @@ def markdown(
     other. ``samples``: bootstrap resamples behind each interval.
     """
     metric = entries[0]["selected_by"]
-    header = ["", "method", f"validation {LABELS[metric]}", *_spread_label(entries),
-              f"test {LABELS[metric]} [{confidence:.0%} interval]", *_other_labels(metric), _p_label(metric), ALIKE,
-              "trainable parameters", "MACs", "selected candidate"]  # fmt: skip
+    header = [
+        "",
+        "method",
+        f"validation {LABELS[metric]}",
+        *_spread_label(entries),
+        f"test {LABELS[metric]} [{confidence:.0%} interval]",
+        *_other_labels(metric),
+        _p_label(metric),
+        ALIKE,
+        "trainable parameters",
+        "MACs",
+        "selected candidate",
+    ]
     lines = [_markdown_row(header), _markdown_row(["---:", "---", *["---:"] * (len(header) - 3), "---"])]
     for one in entries:
         name = title_of(one)
@@ -117,8 +141,16 @@ def few_units(units: Mapping[str, int], sizes: Mapping[str, int]) -> list[str]:
 def short_markdown(entries: Sequence[Entry], *, confidence: float) -> str:
     """Return the table of the README: what a first look needs, the rest is in leaderboard.md."""
     metric = entries[0]["selected_by"]
-    header = ["method", f"validation {LABELS[metric]}", *_spread_label(entries), f"test {LABELS[metric]}",
-              LABELS["roc_auc"], _p_label(metric), ALIKE, "trainable parameters"]  # fmt: skip
+    header = [
+        "method",
+        f"validation {LABELS[metric]}",
+        *_spread_label(entries),
+        f"test {LABELS[metric]}",
+        LABELS["roc_auc"],
+        _p_label(metric),
+        ALIKE,
+        "trainable parameters",
+    ]
     lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for one in entries:
         name = title_of(one)

@@ -98,5 +98,13 @@ def mark_learning_rates(axes: Axes, rates: Sequence[float]) -> None:
             continue
         if epoch:
             axes.axvline(epoch + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        axes.annotate(f"{'' if epoch else 'learning rate '}{rate:.2g}", (epoch + 0.6, 1), fontsize=7, color="#666666",
-                      xycoords=("data", "axes fraction"), ha="left", va="bottom", annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            f"{'' if epoch else 'learning rate '}{rate:.2g}",
+            (epoch + 0.6, 1),
+            fontsize=7,
+            color="#666666",
+            xycoords=("data", "axes fraction"),
+            ha="left",
+            va="bottom",
+            annotation_clip=False,
+        )

@@ -28,9 +28,16 @@ def draw(history: Mapping[str, Sequence[float]], *, best_epoch: int, title: str,
             axes.plot(epochs, history[metric], color=COLORS[1], linestyle="--", marker="o", markersize=3, label="train")
             axes.plot(epochs, values, color=COLORS[0], marker="o", markersize=3, linewidth=2, label="validation")
             axes.plot(
-                best_epoch + 1, values[best_epoch], marker="*", markersize=14, color=COLORS[0], markeredgecolor="white",
-                linestyle="none", label=f"kept: epoch {best_epoch + 1}, {values[best_epoch]:.3f}", zorder=4,
-            )  # fmt: skip
+                best_epoch + 1,
+                values[best_epoch],
+                marker="*",
+                markersize=14,
+                color=COLORS[0],
+                markeredgecolor="white",
+                linestyle="none",
+                label=f"kept: epoch {best_epoch + 1}, {values[best_epoch]:.3f}",
+                zorder=4,
+            )
             axes.set_title(metric, pad=14)
             epoch_axis(axes, len(epochs))
             mark_learning_rates(axes, history["learning_rate"])

@@ -19,8 +19,17 @@ from pipeline.evaluation import comparison, curves, ensemble_comparison, leaderb
 from pipeline.evaluation.comparison import Method, Protocol
 from pipeline.show import calibration_table, ensemble_table, figures, leaderboard_tables
 
-READS = ("seed", "repeats", "backbones", "classifiers", "head.backbones", "fine_tune.backbones", "scratch.networks",
-         "selection", "compare")  # fmt: skip
+READS = (
+    "seed",
+    "repeats",
+    "backbones",
+    "classifiers",
+    "head.backbones",
+    "fine_tune.backbones",
+    "scratch.networks",
+    "selection",
+    "compare",
+)
 INPUTS = ("data/split/manifest.csv", "results/runs")
 OUTPUTS = (
     "results/leaderboard.csv",

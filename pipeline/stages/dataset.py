@@ -104,9 +104,11 @@ def _check(root: Path, chosen: Sequence[SourceImage], *, threads: int) -> tuple[
         inspections = list(
             progress(
                 pool.map(decode.inspect, [root / image.path for image in chosen]),
-                total=len(chosen), label="checking images", unit="images",
+                total=len(chosen),
+                label="checking images",
+                unit="images",
             )
-        )  # fmt: skip
+        )
     readable, unreadable = [], []
     for image, found in zip(chosen, inspections, strict=True):
         if found.problem:
@@ -232,8 +234,10 @@ def _draw_contact_sheet(root: Path, used: Sequence[CheckedImage]) -> None:
             title=f"{len(used):,} images of {len(by_class):,} classes",
             subtitle="Some of every class, at equal distances in the order of their files"
             + (f"; the first {SHEET_CLASSES:,} classes" if len(by_class) > SHEET_CLASSES else ""),
-            side=side, width=SHEET_WIDTH, path=temporary,
-        )  # fmt: skip
+            side=side,
+            width=SHEET_WIDTH,
+            path=temporary,
+        )
 
 
 def _draw_suspects(root: Path, readable: Sequence[CheckedImage], suspects: quality.Suspects) -> None:
@@ -250,8 +254,10 @@ def _draw_suspects(root: Path, readable: Sequence[CheckedImage], suspects: quali
             sections,
             title="Images to look at",
             subtitle="Whether they are wrong is yours to say" if sections else "None: nothing is out of the ordinary",
-            side=SUSPECT_SIDE, width=SHEET_WIDTH, path=temporary,
-        )  # fmt: skip
+            side=SUSPECT_SIDE,
+            width=SHEET_WIDTH,
+            path=temporary,
+        )
 
 
 def _strip(root: Path, readable: Sequence[CheckedImage], group: Sequence[int]) -> contact_sheet.Strip:

@@ -132,10 +132,15 @@ def _heat_maps(subject: Subject, explain: saliency.ExplainParams, path: Path) ->
         path=path,
     )
     shown = [
-        {"path": subject.part.paths[row], "label": example.label, "predicted": example.predicted,
-         "probability": _digits(example.probability), "largest": _digits(example.heat.max())}
+        {
+            "path": subject.part.paths[row],
+            "label": example.label,
+            "predicted": example.predicted,
+            "probability": _digits(example.probability),
+            "largest": _digits(example.heat.max()),
+        }
         for row, example in examples.items()
-    ]  # fmt: skip
+    ]
     return {"layer": network.map_layer, "size": list(heat.shape[1:]), "score": network.score, "images": shown}
 
 
@@ -213,13 +218,16 @@ def _patterns(
     return {
         "steps": settings.steps,
         "layers": [
-            {"name": layer.layer, "filters": [
-                {"filter": number, "before": _digits(before), "after": _digits(after)}
-                for number, before, after in zip(layer.filters, layer.before, layer.after, strict=True)
-            ]}
+            {
+                "name": layer.layer,
+                "filters": [
+                    {"filter": number, "before": _digits(before), "after": _digits(after)}
+                    for number, before, after in zip(layer.filters, layer.before, layer.after, strict=True)
+                ],
+            }
             for layer in layers
         ],
-    }  # fmt: skip
+    }
 
 
 def _textbook(subject: Subject, path: Path) -> dict[str, Any]:

@@ -38,8 +38,13 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
             _write(artifacts.read_part(name), rows, directory)
         # What the network costs up to other layers than its own is for TensorFlow to count.
         cost = spec.cost if chosen.layers is None else graphs.cost_of(frozen.build())
-        meta = rows.identity | {"network": backbone, "features": chosen.model_dump(), "width": rows.width,
-                                "cost": cost.model_dump(), "ablation": ablation}  # fmt: skip
+        meta = rows.identity | {
+            "network": backbone,
+            "features": chosen.model_dump(),
+            "width": rows.width,
+            "cost": cost.model_dump(),
+            "ablation": ablation,
+        }
         artifacts.write_json(directory / "meta.json", meta)
 
 

@@ -54,9 +54,12 @@ def main(params: Params, *, log: Log) -> None:
     _tell_missing(chosen, parts)
     # Not what decides which images there are, such as limit and max_dropped: what those move is to be told.
     setting = {
-        "seed": params.value("seed"), "split.test": split.test, "split.validation": split.validation,
-        "split.near_duplicates": "group" if grouping else "report", "dataset.groups": dataset.groups.model_dump(),
-    }  # fmt: skip
+        "seed": params.value("seed"),
+        "split.test": split.test,
+        "split.validation": split.validation,
+        "split.near_duplicates": "group" if grouping else "report",
+        "dataset.groups": dataset.groups.model_dump(),
+    }
     _tell_moves(chosen, parts, splits.owed_to_groups(chosen, parts, **rules), setting=setting)
 
 
@@ -65,8 +68,9 @@ def _copy(image: SourceImage, part: str, name: str, *, root: Path, directory: Pa
     path = f"{part}/{image.label}/{name}"
     target = directory / path
     if target.exists():
-        raise sources.DatasetError(f"Two images of the class {image.label!r} would both be called {name}: "
-                                    f"rename {image.path}")  # fmt: skip
+        raise sources.DatasetError(
+            f"Two images of the class {image.label!r} would both be called {name}: rename {image.path}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     changed = sources.DatasetError(f"{root / image.path} changed since data/catalog.csv was written: run `dvc repro`")
     try:
@@ -90,13 +94,17 @@ def _tell_near_duplicates(
 ) -> None:
     for name in sorted(large):
         members = [image.path for image in images if image.near_duplicates == name]
-        say(f"not grouped: {len(members)} near duplicates in one cluster, more than 1 % of the images, such as "
-            f"{', '.join(members[:3])}")  # fmt: skip
+        say(
+            f"not grouped: {len(members)} near duplicates in one cluster, more than 1 % of the images, such as "
+            f"{', '.join(members[:3])}"
+        )
     divided = splits.straddling(images, parts)
     if divided:
         shown = [", ".join(f"{images[index].path} ({parts[index]})" for index in indices[:3]) for indices in divided]
-        say(f"{len(divided)} sets of near duplicates lie in several parts (split.near_duplicates is "
-            f"{split.near_duplicates}):\n" + _listed(shown))  # fmt: skip
+        say(
+            f"{len(divided)} sets of near duplicates lie in several parts (split.near_duplicates is "
+            f"{split.near_duplicates}):\n" + _listed(shown)
+        )
 
 
 def _tell_missing(images: Sequence[SourceImage], parts: Sequence[str]) -> None:
@@ -132,8 +140,10 @@ def _tell_moves(
         )
         if moved:
             artifacts.write_csv(MOVED, splits.Move._fields, [move._asdict() for move in moved])
-            say(_listed([f"{move.path}: {move.before} -> {move.after} ({move.reason})" for move in moved])
-                + f"\nall of them: {MOVED}")  # fmt: skip
+            say(
+                _listed([f"{move.path}: {move.before} -> {move.after} ({move.reason})" for move in moved])
+                + f"\nall of them: {MOVED}"
+            )
     members = {splits.identity(image): part for image, part in zip(images, parts, strict=True)}
     artifacts.write_json(LAST, {"setting": setting, "parts": members, "grouped": sorted(grouped)})
 

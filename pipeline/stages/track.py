@@ -21,15 +21,37 @@ from pipeline.evaluation import metrics
 from pipeline.tracking import run_inputs
 
 # The keys of every run, because the identity of what a run was computed from contains them.
-READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone",
-         "classifiers", "augmentation", "head", "fine_tune", "scratch", "explain", "compare")  # fmt: skip
+READS = (
+    "seed",
+    "repeats",
+    "dataset",
+    "split",
+    "images",
+    "compute",
+    "selection",
+    "backbones",
+    "backbone",
+    "classifiers",
+    "augmentation",
+    "head",
+    "fine_tune",
+    "scratch",
+    "explain",
+    "compare",
+)
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
 # How long a pipeline waits for a store that answers slowly; the rest is for the command `sync`, which has no limit.
 SECONDS_FOR_MLFLOW = 300.0
-INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION),
-          str(TEXT), str(FIGURES))  # fmt: skip
+INPUTS = (
+    str(artifacts.MANIFEST),
+    str(artifacts.RUNS),
+    str(artifacts.LEADERBOARD),
+    str(artifacts.CALIBRATION),
+    str(TEXT),
+    str(FIGURES),
+)
 OUTPUTS = (str(MARKER),)
 
 

@@ -17,7 +17,24 @@ from pipeline.tracking.sync import Report, sync
 from pipeline.tracking.view import address
 
 __all__ = [
-    "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
-    "address", "agrees", "audit", "dataset_name", "experiment_name", "live", "locate", "moved", "scores",
+    "SETTINGS",
+    "Comparison",
+    "DataSet",
+    "Interval",
+    "Live",
+    "Method",
+    "Report",
+    "Score",
+    "Store",
+    "TrackingError",
+    "address",
+    "agrees",
+    "audit",
+    "dataset_name",
+    "experiment_name",
+    "live",
+    "locate",
+    "moved",
+    "scores",
     "sync",
-]  # fmt: skip
+]

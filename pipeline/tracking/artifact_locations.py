@@ -23,8 +23,14 @@ ARTIFACTS = "artifacts"
 SECONDS_TO_LOCK = 30
 
 # Every column in which MLflow 3.17 keeps where artifacts lie.
-COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-           ("model_versions", "source"), ("model_versions", "storage_location"), ("trace_tags", "value"))  # fmt: skip
+COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,14 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
         return ""
     name = NAME if method.calibrator is None else CALIBRATED_NAME
     model = client.create_logged_model(
-        experiment, name, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
+        experiment,
+        name,
+        source_run_id=run.info.run_id,
+        params=contents.parameters(method),
+        model_type="classifier",
         tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)}
         | ({CALIBRATION: calibration_digest(method)} if method.calibrator else {}),
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / NAME, run, method, model_id=model.model_id)
         client.log_model_artifacts(model.model_id, str(Path(folder) / NAME))

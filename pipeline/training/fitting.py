@@ -253,8 +253,10 @@ def _reporter(epochs: int, log: Log) -> keras.callbacks.Callback:
             if now - self.shown >= SECONDS_BETWEEN_LINES and batch + 1 < total:
                 self.shown = now
                 left = (now - self.started) / (batch + 1) * (total - batch - 1)
-                say(f"  epoch {self.epoch + 1}/{epochs}: batch {batch + 1}/{total}, loss {logs['loss']:.4f}, "
-                    f"about {left:.0f} s left in this epoch")  # fmt: skip
+                say(
+                    f"  epoch {self.epoch + 1}/{epochs}: batch {batch + 1}/{total}, loss {logs['loss']:.4f}, "
+                    f"about {left:.0f} s left in this epoch"
+                )
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             logs["learning_rate"] = float(self.model.optimizer.learning_rate)

@@ -118,8 +118,9 @@ class Pixels:
             batch_size=size,
             threads=self._compute.threads,
         )
-        outputs = progress(tail.map(batches), total=-(-len(part) // size), label=f"predicting {part.name}",
-                           unit="batches")  # fmt: skip
+        outputs = progress(
+            tail.map(batches), total=-(-len(part) // size), label=f"predicting {part.name}", unit="batches"
+        )
         return self.asked.mean(np.concatenate(list(outputs)))
 
 

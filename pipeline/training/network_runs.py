@@ -99,8 +99,13 @@ def run(
                 )
     _write_run(
         [cache / str(number) for number in range(1, count + 1)],
-        keep_weights=keep_weights, stage=stage, network=network, params=params, inputs=digests, ablation=ablation,
-    )  # fmt: skip
+        keep_weights=keep_weights,
+        stage=stage,
+        network=network,
+        params=params,
+        inputs=digests,
+        ablation=ablation,
+    )
     artifacts.discard_directory(cache.parent)
 
 
@@ -132,9 +137,11 @@ def _train(
     parts = {name: artifacts.read_part(name) for name in artifacts.PARTS}
     split = frozen_split.split(model)
     compute = params.block("compute", inference.ComputeParams)
-    say(f"training {graphs.count_trainable_parameters(model):,} of {graphs.count_parameters(model):,} parameters "
+    say(
+        f"training {graphs.count_trainable_parameters(model):,} of {graphs.count_parameters(model):,} parameters "
         f"on {len(parts['train'])} images of {model.input_shape[1]} x {model.input_shape[1]}, "
-        f"watched on {len(parts['validation'])}")  # fmt: skip
+        f"watched on {len(parts['validation'])}"
+    )
     seed = child_seed(seed, stage)
     paced = paces(model)
     with contextlib.ExitStack() as stack:
@@ -206,10 +213,14 @@ def _write_run(
     about = [artifacts.read_json(repeat / _ABOUT) for repeat in repeats]
     first, *others = [artifacts.read_predictions(repeat / "predictions.npz") for repeat in repeats]
     trained = [artifacts.Candidate.model_validate(each["candidate"]) for each in about]
-    again = {
-        "repeats_validation": np.concatenate([other.validation for other in others]),
-        "repeats_test": np.stack([other.test for other in others]),
-    } if others else {}  # fmt: skip
+    again = (
+        {
+            "repeats_validation": np.concatenate([other.validation for other in others]),
+            "repeats_test": np.stack([other.test for other in others]),
+        }
+        if others
+        else {}
+    )
     with artifacts.whole_directory(artifacts.RUNS / f"{network}-{stage}") as directory:
         shutil.copytree(repeats[0], directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_ABOUT))
         for number, repeat in enumerate(repeats[1:], start=2):
@@ -228,12 +239,16 @@ def _write_run(
             selected=0,
             cost=artifacts.Cost.model_validate(about[0]["cost"]),
             repeats=[
-                artifacts.Repeat(seed=repeat_seed(params.value("seed"), number), converged=other.converged,
-                                 notes=other.notes, history=other.history)
+                artifacts.Repeat(
+                    seed=repeat_seed(params.value("seed"), number),
+                    converged=other.converged,
+                    notes=other.notes,
+                    history=other.history,
+                )
                 for number, other in enumerate(trained[1:], start=2)
             ],
             ablation=ablation,
-        )  # fmt: skip
+        )
         artifacts.write_record(directory / "record.json", record)
         artifacts.write_predictions(
             directory / "predictions.npz", artifacts.Predictions(first.validation, first.test, **again)

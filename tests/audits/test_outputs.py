@@ -35,9 +35,15 @@ def shell(command: str, *, status: int = 0, cwd: Path | None = None) -> str:
     settings = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "DVC_GLOBAL_CONFIG_DIR": os.path.abspath(".none")}
     settings |= {"GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@b"}
     done = subprocess.run(
-        command, shell=True, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=120,
+        command,
+        shell=True,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=120,
         env=demo.environment() | settings,
-    )  # fmt: skip
+    )
     assert done.returncode == status, done.stdout
     return done.stdout
 

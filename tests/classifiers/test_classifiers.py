@@ -97,8 +97,9 @@ def test_logistic_regression_needs_fewer_steps_from_a_neighbor_than_from_nothing
     parameters = {**CASES["logistic_regression"][0], "C": 1.1}
     block = params.parse(
         {"search": "grid", "grid": {key: [value] for key, value in parameters.items()}},
-        logistic_regression.Params, where="logistic_regression",
-    )  # fmt: skip
+        logistic_regression.Params,
+        where="logistic_regression",
+    )
     fitter = logistic_regression.Fitter(family.Task(train, validation, n_classes=10, seed=0, threads=1), block)
     warm, cold = fitter.fit(parameters, near.model), fitter.fit(parameters)
     assert warm.notes["iterations"] < cold.notes["iterations"]
@@ -437,9 +438,16 @@ def test_gradient_boosting_on_numbers_of_bins_predicts_as_scikit_learn_on_featur
     few = {"trees": 20, "patience": 5}
     fitted = fit("gradient_boosting", train, validation, n_classes=len(np.unique(train[1])), block=few)
     plain = HistGradientBoostingClassifier(
-        max_iter=20, max_leaf_nodes=5, learning_rate=0.2, max_features=0.5, min_samples_leaf=5,
-        early_stopping=True, n_iter_no_change=5, tol=0, random_state=SEED,
-    ).fit(*train, X_val=validation[0], y_val=validation[1])  # fmt: skip
+        max_iter=20,
+        max_leaf_nodes=5,
+        learning_rate=0.2,
+        max_features=0.5,
+        min_samples_leaf=5,
+        early_stopping=True,
+        n_iter_no_change=5,
+        tol=0,
+        random_state=SEED,
+    ).fit(*train, X_val=validation[0], y_val=validation[1])
     stages = list(plain.staged_predict_proba(test))
     expected = stages[fitted.notes["best_iteration"] - 1]
     np.testing.assert_allclose(fitted.model.predict_proba(test), expected, atol=1e-6)

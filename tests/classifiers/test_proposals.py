@@ -16,15 +16,21 @@ from tests.classifiers.test_search_space import Params
 from tests.families import data, fit
 
 GRID = {
-    "C": {"low": 0.001, "high": 1000.0, "log": True}, "depth": {"low": 1, "high": 12}, "scale": [None, "standard"],
+    "C": {"low": 0.001, "high": 1000.0, "log": True},
+    "depth": {"low": 1, "high": 12},
+    "scale": [None, "standard"],
     "class_weight": [None],
-}  # fmt: skip
+}
 
 
 def proposed(
-    *, seed: int = 0, lower_is_better: bool = True, candidates: int = 30, grid: dict[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    lower_is_better: bool = True,
+    candidates: int = 30,
+    grid: dict[str, Any] | None = None,
     kind: str = "tpe",
-) -> proposals.Proposals:  # fmt: skip
+) -> proposals.Proposals:
     block = {"search": kind, "candidates": candidates, "grid": grid or GRID}
     parsed = params.parse(block, Params, where="classifiers.svm")
     return proposals.Proposals(parsed, seed=seed, lower_is_better=lower_is_better)
@@ -107,10 +113,14 @@ def test_sweeps_of_another_split_learn_from_its_own_scores():
     train, validation, _ = data("wine")
     values = {
         "compute": {"threads": 1, "batch_size": 1, "engine": "auto", "precision": "float32"},
-        "classifiers": {"logistic_regression": {
-            "search": "tpe", "candidates": 13, "grid": {name: GRID[name] for name in ("C", "scale", "class_weight")},
-        }},
-    }  # fmt: skip
+        "classifiers": {
+            "logistic_regression": {
+                "search": "tpe",
+                "candidates": 13,
+                "grid": {name: GRID[name] for name in ("C", "scale", "class_weight")},
+            }
+        },
+    }
     given = params.Params(values, values)
     scored: list[float] = []
 

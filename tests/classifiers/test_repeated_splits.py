@@ -20,8 +20,12 @@ from pipeline.core.params import Params
 from pipeline.data import sources, splits
 
 LINEAR = {"search": "grid", "grid": {"C": [0.01, 0.1], "scale": ["standard"], "class_weight": [None]}}
-RBF = {"search": "grid", "exact_up_to": 10, "components": 20,
-       "grid": {"C": [1.0, 3.0], "gamma": ["scale"], "scale": ["standard"], "class_weight": [None]}}  # fmt: skip
+RBF = {
+    "search": "grid",
+    "exact_up_to": 10,
+    "components": 20,
+    "grid": {"C": [1.0, 3.0], "gamma": ["scale"], "scale": ["standard"], "class_weight": [None]},
+}
 
 
 @pytest.fixture
@@ -36,8 +40,10 @@ def values(root: Path) -> dict[str, Any]:
 def pool() -> repeated_splits.Pool:
     """Images of two classes, four of a group."""
     labels = np.arange(80) // 4 % 2
-    images = [sources.SourceImage(f"{row}.png", "ab"[label], "", f"g{row // 4}", f"{row:064x}")
-              for row, label in enumerate(labels)]  # fmt: skip
+    images = [
+        sources.SourceImage(f"{row}.png", "ab"[label], "", f"g{row // 4}", f"{row:064x}")
+        for row, label in enumerate(labels)
+    ]
     features = np.random.default_rng(0).standard_normal((80, 6)).astype(np.float32) + labels[:, None]
     return repeated_splits.Pool(tuple(images), features.astype(np.float32), ("a", "b"), labels)
 
@@ -60,8 +66,9 @@ def test_a_sweep_on_another_split_knows_the_groups_of_its_training_images(values
 def test_a_sweep_on_another_split_names_an_approximation(values, pool):
     found = repeated_splits.sweep(Params(values, values), "rbf_svm", pool, parts(of_validation=slice(8, 24)), seed=0)
     assert [candidate.name for candidate in found.candidates] == [
-        "C=1, Nystroem of 20 images", "C=3, Nystroem of 20 images",
-    ]  # fmt: skip
+        "C=1, Nystroem of 20 images",
+        "C=3, Nystroem of 20 images",
+    ]
 
 
 def test_validation_of_one_class_selects_nothing_by_roc_auc(values, pool):

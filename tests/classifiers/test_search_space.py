@@ -101,8 +101,14 @@ def test_a_range_with_log_draws_evenly_in_the_exponent():
         ({"grid": {"C": []}}, "classifiers.svm.grid.C must be a list of at least one value, without repetition"),
         ({"grid": {"C": [1, 1.0]}}, "without repetition, received [1, 1.0]"),
         ({"grid": {"C": 1.0}}, "classifiers.svm.grid.C must be list, received 1.0"),
-        ({"grid": {"C": {"low": 0.1, "high": 1.0}}}, "svm.search must be random or tpe when the grid holds a range (C)"),
-        ({"grid": {"depth": list(range(1, 17)), "C": list(range(1, 100))}}, "random or tpe when there are more than 1000"),
+        (
+            {"grid": {"C": {"low": 0.1, "high": 1.0}}},
+            "svm.search must be random or tpe when the grid holds a range (C)",
+        ),
+        (
+            {"grid": {"depth": list(range(1, 17)), "C": list(range(1, 100))}},
+            "random or tpe when there are more than 1000",
+        ),
         ({"search": "halving"}, "classifiers.svm.search must be 'grid', 'random' or 'tpe', received 'halving'"),
         ({"candidates": 3}, "classifiers.svm.candidates must be left out when search is grid"),
         ({"search": "random"}, "classifiers.svm.candidates must be given when search is random"),
@@ -111,7 +117,7 @@ def test_a_range_with_log_draws_evenly_in_the_exponent():
         ({"search": "random", "candidates": 0}, "classifiers.svm.candidates must be greater than or equal to 1"),
         ({"search": "random", "candidates": 2}, "svm.candidates must be at most 1, the number of combinations"),
     ],
-)  # fmt: skip
+)
 def test_a_search_that_cannot_be_done_says_which_key_and_why(block, message):
     with pytest.raises(params.ParamsError) as error:
         parse(**block)

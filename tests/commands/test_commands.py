@@ -124,8 +124,10 @@ def test_prune_before_the_first_run_has_nothing_to_do(tmp_path):
 
 def lock_text(**contents: str) -> str:
     """Return a dvc.lock that says that every stage wrote its content into NAME.npy."""
-    stages = {name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": md5(content)}]}
-              for name, content in contents.items()}  # fmt: skip
+    stages = {
+        name: {"cmd": name, "outs": [{"path": f"{name}.npy", "hash": "md5", "md5": md5(content)}]}
+        for name, content in contents.items()
+    }
     return yaml.safe_dump({"schema": "2.0", "stages": stages})
 
 
@@ -368,8 +370,10 @@ def calibrated(tmp_path, monkeypatch) -> Path:
     artifacts.write_predictions(run / "predictions.npz", artifacts.Predictions(half, half[0]))
     artifacts.write_text(run / "record.json", "{}")
     artifacts.write_json(artifacts.LEADERBOARD, [{"run": "lite-svm", "champion": True}])
-    fitted = {"calibrator": {"kind": "temperature", "temperature": 2.0},
-              "predictions": artifacts.sha256_file(run / "predictions.npz")}  # fmt: skip
+    fitted = {
+        "calibrator": {"kind": "temperature", "temperature": 2.0},
+        "predictions": artifacts.sha256_file(run / "predictions.npz"),
+    }
     artifacts.write_json(artifacts.CALIBRATION, {"kind": "temperature", "runs": {"lite-svm": fitted}})
     (tmp_path / "photo.jpg").write_bytes(b"")
     return tmp_path
@@ -426,8 +430,10 @@ def test_predict_refuses_a_calibrator_of_another_training(calibrated):
 
 
 def write_lock_of(*paths: Path) -> None:
-    outs = [{"path": path.as_posix(), "hash": "md5", "md5": dict(outputs.digests([path.as_posix()]))[path.as_posix()]}
-            for path in paths]  # fmt: skip
+    outs = [
+        {"path": path.as_posix(), "hash": "md5", "md5": dict(outputs.digests([path.as_posix()]))[path.as_posix()]}
+        for path in paths
+    ]
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"made@it": {"cmd": "x", "outs": outs}}}), encoding="utf-8")
 
 
@@ -437,8 +443,12 @@ def test_predict_loads_no_run_that_is_not_the_one_of_the_lock(calibrated, monkey
     members = [{"run": "lite-svm", "weight": 1.0}]
     artifacts.write_json(leaderboard.DETAILS, {"ensemble": {"members": members}})
     artifacts.write_text(run / "model.npz", "weights")
-    options = {"champion": [], "by name": ["--run", "lite-svm"], "by path": ["--run", str(calibrated / run)],
-               "member": ["--ensemble"]}[how]  # fmt: skip
+    options = {
+        "champion": [],
+        "by name": ["--run", "lite-svm"],
+        "by path": ["--run", str(calibrated / run)],
+        "member": ["--ensemble"],
+    }[how]
     monkeypatch.setattr(predictor, "load", lambda run, store, calibrator=None: Stub(calibrator))
     write_lock_of(run, artifacts.LEADERBOARD, artifacts.CALIBRATION, leaderboard.DETAILS)
     assert predict.main(arguments(predict, "photo.jpg", *options)) == 0
@@ -485,10 +495,16 @@ def test_sync_and_ui_log_no_run_that_is_not_the_one_of_the_lock(project, monkeyp
 def test_a_run_with_a_damaged_or_missing_file_is_an_error_that_names_it(tmp_path):
     """Given by another path, or of a served model, it has no lock to be compared with."""
     record = artifacts.Record(
-        stage="sweep", network="lite", method="linear_svm", classes=["a", "b"], parameters={"compute.threads": 1},
-        inputs={}, candidates=[artifacts.Candidate(name="one", parameters={})], selected=0,
+        stage="sweep",
+        network="lite",
+        method="linear_svm",
+        classes=["a", "b"],
+        parameters={"compute.threads": 1},
+        inputs={},
+        candidates=[artifacts.Candidate(name="one", parameters={})],
+        selected=0,
         cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     artifacts.write_record(tmp_path / "record.json", record)
     (tmp_path / "features.json").write_text('{"features": {}}', encoding="utf-8")
     with pytest.raises(BakeoffError, match=r"features\.json is damaged"):

@@ -14,7 +14,11 @@ from pipeline.config import params_file, recipes
 from pipeline.core import params
 
 CASES = {
-    "a number, before a comment": ("seed: 0 # the seed\nlist: [a, b]\n", {"seed": 7}, "seed: 7 # the seed\nlist: [a, b]\n"),
+    "a number, before a comment": (
+        "seed: 0 # the seed\nlist: [a, b]\n",
+        {"seed": 7},
+        "seed: 7 # the seed\nlist: [a, b]\n",
+    ),
     "a quoted text": ('fill: "#000000" # color\n', {"fill": "edge"}, "fill: edge # color\n"),
     "a text that needs quotes": ("fill: edge\n", {"fill": "#00ff00"}, "fill: '#00ff00'\n"),
     "a text that would be a number": ("name: a\n", {"name": "1.5"}, "name: '1.5'\n"),
@@ -23,8 +27,16 @@ CASES = {
     "of null": ("limit: null # null keeps all\n", {"limit": 200}, "limit: 200 # null keeps all\n"),
     "no value at all": ("limit:\nseed: 0\n", {"limit": 200}, "limit: 200\nseed: 0\n"),
     "no value at all, before a comment": ("limit: # none\nseed: 0\n", {"limit": 200}, "limit: 200 # none\nseed: 0\n"),
-    "a list in one line": ("units: [] # as [256, 64]\nseed: 0\n", {"units": [9, 3]}, "units: [9, 3] # as [256, 64]\nseed: 0\n"),
-    "a block in one line": ("gradual: null # {epochs: 2}\n", {"gradual": {"epochs": 3}}, "gradual: {epochs: 3} # {epochs: 2}\n"),
+    "a list in one line": (
+        "units: [] # as [256, 64]\nseed: 0\n",
+        {"units": [9, 3]},
+        "units: [9, 3] # as [256, 64]\nseed: 0\n",
+    ),
+    "a block in one line": (
+        "gradual: null # {epochs: 2}\n",
+        {"gradual": {"epochs": 3}},
+        "gradual: {epochs: 3} # {epochs: 2}\n",
+    ),
     "a list in lines": (
         "head: # on it\n  backbones: # which\n    - lite0 # the small one\n\n  # Pooling:\n  pooling: avg\n",
         {"head.backbones": ["lite1", "lite2"]},
@@ -41,7 +53,11 @@ CASES = {
         {"runs": []},
         "runs: []\n  # the second\nseed: 0\n",
     ),
-    "a list in lines, at the end of a file without line end": ("seed: 0\nruns:\n  - a", {"runs": []}, "seed: 0\nruns: []\n"),
+    "a list in lines, at the end of a file without line end": (
+        "seed: 0\nruns:\n  - a",
+        {"runs": []},
+        "seed: 0\nruns: []\n",
+    ),
     "a list in lines, of blocks": (
         "layers:\n  - fc1\nseed: 0\n",
         {"layers": ["fc2", {"layer": "x", "pooling": "max"}]},
@@ -55,7 +71,7 @@ CASES = {
     "a block in lines by a list": ("a:\n  b: 1\nseed: 0\n", {"a": [1, 2]}, "a: [1, 2]\nseed: 0\n"),
     "a list below its key by a block": ("a:\n- 1\nseed: 0\n", {"a": {"b": 1}}, "a: {b: 1}\nseed: 0\n"),
     "one after another": ("a: {b: 1}\nc: 2\n", {"a.b": 3, "c": [1], "a": {"d": 0}}, "a: {d: 0}\nc: [1]\n"),
-}  # fmt: skip
+}
 
 
 def test_each_case_is_what_it_says(tmp_path):
@@ -122,7 +138,10 @@ def drawn(generator: random.Random, depth: int = 0) -> Any:
         case "list":
             return [drawn(generator, depth + 1) for _ in range(generator.randrange(4))]
         case "block":
-            return {name: drawn(generator, depth + 1) for name in generator.sample(["a", "b_c", "d1"], generator.randrange(4))}  # fmt: skip
+            return {
+                name: drawn(generator, depth + 1)
+                for name in generator.sample(["a", "b_c", "d1"], generator.randrange(4))
+            }
 
 
 @pytest.mark.parametrize("seed", range(4))

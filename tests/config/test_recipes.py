@@ -55,11 +55,16 @@ def test_the_page_has_a_recipe_for_every_way_of_teaching():
         "squares": {"square-crop", "square-warp", "square-pad-edge", "square-pad-black"},
         "features": {"inception-v3-avg-pool", "vgg16-fc2", "several-layers", "lower-layers"},
         "heads": {"mobilenet-dense64", "vgg16-flatten-dense256", "resnet50-dense1024", "cifar10-vgg16-dense50"},
-        "fine-tuning": {"fine-tune-last-2-layers", "fine-tune-last-3-blocks", "fine-tune-from-block5-conv1",
-                        "fine-tune-everything", "gradual-unfreezing"},
+        "fine-tuning": {
+            "fine-tune-last-2-layers",
+            "fine-tune-last-3-blocks",
+            "fine-tune-from-block5-conv1",
+            "fine-tune-everything",
+            "gradual-unfreezing",
+        },
         "from scratch": {"scratch-mnist", "scratch-cats-and-dogs", "scratch-cifar10", "scratch-one-convolution"},
         "looking": {"what-the-network-sees", "augmentation-as-in-keras"},
-    }  # fmt: skip
+    }
     for kind, names in wanted.items():
         assert names <= RECIPES.keys(), f"{kind}: {sorted(names - RECIPES.keys())}"
 
@@ -77,8 +82,11 @@ def test_a_recipe_changes_params_and_what_comes_out_can_be_run(name, values):
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_a_recipe_does_not_list_is_switched_off(name, values):
     recipe = RECIPES[name]
-    flat = {f"{block}.{key}" if isinstance(content, dict) and block != "classifiers" else block
-            for block, content in recipe.values.items() for key in (content if isinstance(content, dict) else [""])}  # fmt: skip
+    flat = {
+        f"{block}.{key}" if isinstance(content, dict) and block != "classifiers" else block
+        for block, content in recipe.values.items()
+        for key in (content if isinstance(content, dict) else [""])
+    }
     changed = params_file.replaced(values, recipes.replacements(recipe, values))
     listed = recipes.LISTS.keys() & flat
     for key in recipes.LISTS:
@@ -208,14 +216,37 @@ def test_without_a_commit_params_are_taken_as_they_are(project, environment, mon
 
 # What the courses and posts say, under the keys of params.yaml.
 FLIPS = {"augmentation.horizontal_flip": True, "augmentation.vertical_flip": False, "augmentation.quarter_turns": False}
-PLAIN = {f"augmentation.{key}": value for key, value in {
-    "horizontal_flip": False, "vertical_flip": False, "quarter_turns": False, "rotation": 0.0, "width_shift": 0.0,
-    "height_shift": 0.0, "shear": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0,
-}.items()}  # fmt: skip
-KERAS = {**FLIPS, **{f"augmentation.{key}": value for key, value in {
-    "rotation": 40.0, "width_shift": 0.2, "height_shift": 0.2, "shear": 0.2, "zoom": 0.2, "fill": "nearest",
-    "brightness": 0.0, "contrast": 0.0,
-}.items()}}  # fmt: skip
+PLAIN = {
+    f"augmentation.{key}": value
+    for key, value in {
+        "horizontal_flip": False,
+        "vertical_flip": False,
+        "quarter_turns": False,
+        "rotation": 0.0,
+        "width_shift": 0.0,
+        "height_shift": 0.0,
+        "shear": 0.0,
+        "zoom": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+    }.items()
+}
+KERAS = {
+    **FLIPS,
+    **{
+        f"augmentation.{key}": value
+        for key, value in {
+            "rotation": 40.0,
+            "width_shift": 0.2,
+            "height_shift": 0.2,
+            "shear": 0.2,
+            "zoom": 0.2,
+            "fill": "nearest",
+            "brightness": 0.0,
+            "contrast": 0.0,
+        }.items()
+    },
+}
 NO_CALLBACKS = {"reduce_on_plateau": None, "early_stopping": None}
 RMSPROP, ADAM = {"name": "rmsprop", "momentum": 0.0}, {"name": "adam"}
 
@@ -228,52 +259,120 @@ TAUGHT = {
     "imagenet-top5": {"backbones": ["vgg16", "resnet50"], "as_is.top": 5},
     "inception-v3-avg-pool": {"backbones": ["inception_v3"], "features.layers": ["avg_pool"]},
     "vgg16-fc2": {"backbones": ["vgg16"], "features.layers": ["fc2"], "backbone.input_size": None},
-    "mobilenet-dense64": PLAIN | {"backbones": ["mobilenet"]} | of(
-        "head", backbones=["mobilenet"], pooling="avg", hidden_units=[64], activation="relu", dropout=0.0,
-        output="softmax", optimizer=ADAM, learning_rate=0.001,
+    "mobilenet-dense64": PLAIN
+    | {"backbones": ["mobilenet"]}
+    | of(
+        "head",
+        backbones=["mobilenet"],
+        pooling="avg",
+        hidden_units=[64],
+        activation="relu",
+        dropout=0.0,
+        output="softmax",
+        optimizer=ADAM,
+        learning_rate=0.001,
     ),
-    "cifar10-vgg16-dense50": FLIPS | {
-        "dataset.source": "cifar10", "backbones": ["vgg16"], "backbone.input_size": 32, "split.validation": 0.15,
-        "augmentation.brightness": 0.0, "augmentation.contrast": 0.0, "augmentation.rotation": 0.0,
+    "cifar10-vgg16-dense50": FLIPS
+    | {
+        "dataset.source": "cifar10",
+        "backbones": ["vgg16"],
+        "backbone.input_size": 32,
+        "split.validation": 0.15,
+        "augmentation.brightness": 0.0,
+        "augmentation.contrast": 0.0,
+        "augmentation.rotation": 0.0,
         "augmentation.test_time_views": 0,
-    } | of(
-        "head", backbones=["vgg16"], hidden_units=[50], dropout=0.0, output="softmax", optimizer=ADAM,
-        learning_rate=0.001, reduce_on_plateau={"factor": 0.2, "patience": 3}, early_stopping={"patience": 5},
+    }
+    | of(
+        "head",
+        backbones=["vgg16"],
+        hidden_units=[50],
+        dropout=0.0,
+        output="softmax",
+        optimizer=ADAM,
+        learning_rate=0.001,
+        reduce_on_plateau={"factor": 0.2, "patience": 3},
+        early_stopping={"patience": 5},
     ),
-    "vgg16-flatten-dense256": KERAS | {"backbones": ["vgg16"], "backbone.input_size": 150} | of(
-        "head", backbones=["vgg16"], pooling="flatten", hidden_units=[256], activation="relu", dropout=0.0,
-        output="sigmoid", batch_size=20, epochs=30, optimizer=RMSPROP, learning_rate=2e-5, **NO_CALLBACKS,
+    "vgg16-flatten-dense256": KERAS
+    | {"backbones": ["vgg16"], "backbone.input_size": 150}
+    | of(
+        "head",
+        backbones=["vgg16"],
+        pooling="flatten",
+        hidden_units=[256],
+        activation="relu",
+        dropout=0.0,
+        output="sigmoid",
+        batch_size=20,
+        epochs=30,
+        optimizer=RMSPROP,
+        learning_rate=2e-5,
+        **NO_CALLBACKS,
     ),
-    "resnet50-dense1024": PLAIN | {
-        "backbones": ["resnet50", "resnet50_by_mistake"], "backbone.input_size": 256, "backbone.preprocess": "backbone",
+    "resnet50-dense1024": PLAIN
+    | {
+        "backbones": ["resnet50", "resnet50_by_mistake"],
+        "backbone.input_size": 256,
+        "backbone.preprocess": "backbone",
         "backbone.variants": {"resnet50_by_mistake": {"network": "resnet50", "preprocess": "rescale"}},
-    } | of(
+    }
+    | of(
         "head", pooling="avg", hidden_units=[1024], dropout=0.0, output="sigmoid", optimizer=ADAM, learning_rate=0.001
     ),
     "augmentation-as-in-keras": KERAS,
     "fine-tune-last-2-layers": of("fine_tune", unfreeze={"from_layer": None, "last_layers": 2, "last_blocks": None}),
     "fine-tune-last-3-blocks": of("fine_tune", unfreeze={"from_layer": None, "last_layers": None, "last_blocks": 3}),
-    "fine-tune-from-block5-conv1": {"backbones": ["vgg16"]} | of(
-        "fine_tune", unfreeze={"from_layer": "block5_conv1", "last_layers": None, "last_blocks": None}
-    ),
+    "fine-tune-from-block5-conv1": {"backbones": ["vgg16"]}
+    | of("fine_tune", unfreeze={"from_layer": "block5_conv1", "last_layers": None, "last_blocks": None}),
     "fine-tune-everything": of("fine_tune", unfreeze={"from_layer": None, "last_layers": None, "last_blocks": "all"}),
-    "scratch-mnist": PLAIN | {"dataset.source": "mnist"} | of(
-        "scratch", networks=["mnist_convnet"], input_size=None, dropout=None, batch_size=64, epochs=5,
-        optimizer=RMSPROP, learning_rate=0.001, **NO_CALLBACKS,
+    "scratch-mnist": PLAIN
+    | {"dataset.source": "mnist"}
+    | of(
+        "scratch",
+        networks=["mnist_convnet"],
+        input_size=None,
+        dropout=None,
+        batch_size=64,
+        epochs=5,
+        optimizer=RMSPROP,
+        learning_rate=0.001,
+        **NO_CALLBACKS,
     ),
-    "scratch-cats-and-dogs": KERAS | of(
-        "scratch", networks=["cats_and_dogs_convnet"], input_size=None, dropout=None, batch_size=32, epochs=100,
-        optimizer=RMSPROP, learning_rate=1e-4, **NO_CALLBACKS,
+    "scratch-cats-and-dogs": KERAS
+    | of(
+        "scratch",
+        networks=["cats_and_dogs_convnet"],
+        input_size=None,
+        dropout=None,
+        batch_size=32,
+        epochs=100,
+        optimizer=RMSPROP,
+        learning_rate=1e-4,
+        **NO_CALLBACKS,
     ),
-    "scratch-cifar10": FLIPS | {
-        "dataset.source": "cifar10", "augmentation.width_shift": 0.1, "augmentation.height_shift": 0.1,
-        "augmentation.fill": "nearest", "augmentation.brightness": 0.0, "augmentation.contrast": 0.0,
-    } | of(
-        "scratch", networks=["cifar_convnet"], input_size=None, dropout=None, batch_size=32, epochs=100,
-        optimizer=RMSPROP, learning_rate=1e-4, **NO_CALLBACKS,
+    "scratch-cifar10": FLIPS
+    | {
+        "dataset.source": "cifar10",
+        "augmentation.width_shift": 0.1,
+        "augmentation.height_shift": 0.1,
+        "augmentation.fill": "nearest",
+        "augmentation.brightness": 0.0,
+        "augmentation.contrast": 0.0,
+    }
+    | of(
+        "scratch",
+        networks=["cifar_convnet"],
+        input_size=None,
+        dropout=None,
+        batch_size=32,
+        epochs=100,
+        optimizer=RMSPROP,
+        learning_rate=1e-4,
+        **NO_CALLBACKS,
     ),
     "scratch-one-convolution": PLAIN | of("scratch", networks=["one_convnet"], input_size=None, dropout=None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAUGHT)

@@ -18,10 +18,17 @@ def manifest(path, rows):
         path,
         artifacts.MANIFEST_COLUMNS,
         [
-            {"path": f"{split}/{label}/{n}.png", "label": label, "split": split, "group": "", "stratum": "", "sha256": str(n)}
+            {
+                "path": f"{split}/{label}/{n}.png",
+                "label": label,
+                "split": split,
+                "group": "",
+                "stratum": "",
+                "sha256": str(n),
+            }
             for n, (split, label) in enumerate(rows)
         ],
-    )  # fmt: skip
+    )
     return path
 
 

@@ -24,9 +24,12 @@ from pipeline.core.params import ParamsError
 from pipeline.tracking import run_inputs
 
 FOLDER = {
-    "dataset.source": "folder", "dataset.path": "images", "dataset.allow_untracked": True, "split.near_duplicates": "report",
+    "dataset.source": "folder",
+    "dataset.path": "images",
+    "dataset.allow_untracked": True,
+    "split.near_duplicates": "report",
     "selection.positive_class": "cat",
-}  # fmt: skip
+}
 
 # Python executes this when it starts. In the middle of a stage, just before it puts an output in place, a user edits.
 EDITOR = """
@@ -89,14 +92,17 @@ STAGE = (sys.executable, "-m", "pipeline")
 
 
 def test_everything_that_a_stage_reads_and_that_changed_meanwhile_is_named(world, run):
-    edit = "\n".join([
-        edited("max_dropped: 0.01", "max_dropped: 0.02"), edited("module: false", "module: true"),
-        "import pathlib; cats = pathlib.Path('images/cat')",
-        "(cats / 'new.png').write_bytes((cats / '0.png').read_bytes())",
-        "(cats / '1.png').write_bytes((cats / '2.png').read_bytes())",
-        "(cats / '3.png').unlink()",
-        "open('pipeline/data/quality.py', 'a').write('# edited')",
-    ])  # fmt: skip
+    edit = "\n".join(
+        [
+            edited("max_dropped: 0.01", "max_dropped: 0.02"),
+            edited("module: false", "module: true"),
+            "import pathlib; cats = pathlib.Path('images/cat')",
+            "(cats / 'new.png').write_bytes((cats / '0.png').read_bytes())",
+            "(cats / '1.png').write_bytes((cats / '2.png').read_bytes())",
+            "(cats / '3.png').unlink()",
+            "open('pipeline/data/quality.py', 'a').write('# edited')",
+        ]
+    )
     done = run(world, *STAGE, "dataset", at="results/data/suspects.png", edit=edit)
     assert done.returncode == 1
     assert done.stdout.endswith(
@@ -112,10 +118,14 @@ def test_everything_that_a_stage_reads_and_that_changed_meanwhile_is_named(world
 
 
 def test_what_a_stage_does_not_read_may_change_meanwhile_and_then_the_next_one_looks_too(world, run):
-    edit = "\n".join([
-        edited("learning_rate: 0.003", "learning_rate: 0.01"), edited("limit: null #", "limit: null # A new comment,"),
-        "import os; os.utime('images/cat/0.png')", "open('pipeline/networks/convnets.py', 'a').write('# edited')",
-    ])  # fmt: skip
+    edit = "\n".join(
+        [
+            edited("learning_rate: 0.003", "learning_rate: 0.01"),
+            edited("limit: null #", "limit: null # A new comment,"),
+            "import os; os.utime('images/cat/0.png')",
+            "open('pipeline/networks/convnets.py', 'a').write('# edited')",
+        ]
+    )
     done = run(world, *STAGE, "dataset", at="data/catalog.csv", edit=edit)
     assert done.returncode == 0, done.stdout
     assert "A new comment" in (world / params.PARAMS_FILE).read_text(encoding="utf-8")
@@ -235,7 +245,7 @@ def test_no_stage_depends_on_the_module_that_watches_it(stages):
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, [("a", "[1, {'b': 2}]", "[1, {'b': 3}]")]),
         ({"a": {"b": 1}}, {"a": None}, [("a", "{'b': 1}", "None")]),
     ],
-)  # fmt: skip
+)
 def test_values_differ_where_dvc_says_so(before, after, expected):
     assert list(changes.differences(before, after)) == expected
 
@@ -279,10 +289,16 @@ def recorded(root, tmp_path, monkeypatch) -> dict[str, Any]:
     values = params.load()
     for run in params.declared_runs(values):
         record = artifacts.Record(
-            stage=run.stage, network=run.network, method=run.method, classes=["a", "b"], inputs={}, candidates=[],
-            parameters=run_inputs.inputs_of(run, values).params, selected=0,
+            stage=run.stage,
+            network=run.network,
+            method=run.method,
+            classes=["a", "b"],
+            inputs={},
+            candidates=[],
+            parameters=run_inputs.inputs_of(run, values).params,
+            selected=0,
             cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-        )  # fmt: skip
+        )
         artifacts.write_record(artifacts.RUNS / run.name / "record.json", record)
     return values
 
@@ -295,9 +311,14 @@ def test_runs_of_the_present_params_may_be_compared(recorded):
 
 @pytest.mark.parametrize("verb", ["compare", "track", "fairness"])
 def test_runs_of_other_params_are_refused_before_anything_is_compared(recorded, capsys, verb):
-    params_file.override(params.PARAMS_FILE, {
-        "scratch.learning_rate": 0.01, "classifiers.rbf_svm.grid.gamma": [0.1], "compare.bootstrap_samples": 100,
-    })  # fmt: skip
+    params_file.override(
+        params.PARAMS_FILE,
+        {
+            "scratch.learning_rate": 0.01,
+            "classifiers.rbf_svm.grid.gamma": [0.1],
+            "compare.bootstrap_samples": 100,
+        },
+    )
     assert command_line.main([verb]) == 1
     assert capsys.readouterr().err == (
         "error: params.yaml: classifiers.rbf_svm.grid.gamma is [0.1], but results/runs/efficientnet_lite0-rbf_svm was "
@@ -383,13 +404,21 @@ def blocks(block: type[params.Block]) -> Iterator[type[params.Block]]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("explain.patterns", {"filters": 4, "steps": 30, "size": None}, "explain.patterns.size: nothing may be called size.* It is called explain.patterns.input_size now"),
-        ("backbone.variants", {"size": {"network": "vgg16"}}, "backbone.variants.size: nothing may be called size.* Choose another name"),
+        (
+            "explain.patterns",
+            {"filters": 4, "steps": 30, "size": None},
+            "explain.patterns.size: nothing may be called size.* It is called explain.patterns.input_size now",
+        ),
+        (
+            "backbone.variants",
+            {"size": {"network": "vgg16"}},
+            "backbone.variants.size: nothing may be called size.* Choose another name",
+        ),
         ("explain.layers", {"nfiles": ["conv"]}, "explain.layers.nfiles: nothing may be called nfiles"),
         ("features.layers", ["fc1", {"size": 3}], "features.layers.1.size: nothing may be called size"),
         ("size", 3, "params.yaml: size: nothing may be called size"),
     ],
-)  # fmt: skip
+)
 def test_a_key_that_is_called_so_is_refused_with_the_reason(values, key, value, message):
     overridden = params_file.replaced({"size": 0, **values} if key == "size" else values, {key: value})
     with pytest.raises(ParamsError, match=message):

@@ -45,7 +45,11 @@ def test_the_committed_params_are_valid(values):
         ("repeats", 2.0, r"repeats must be an integer of at least 1, received 2.0"),
         ("compare.calibration", "platt", r"compare.calibration must be 'temperature' or 'isotonic', received 'platt'"),
         ("images.square", "stretch", r"images\.square must be 'crop', 'warp' or 'pad', received 'stretch'"),
-        ("backbones", ["efficientnet_lite9"], r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite2'\?\)"),
+        (
+            "backbones",
+            ["efficientnet_lite9"],
+            r"backbones: unknown 'efficientnet_lite9' \(did you mean 'efficientnet_lite2'\?\)",
+        ),
         ("backbones", "efficientnet_lite0", r"backbones must be a list of names"),
         ("head.backbones", ["vgg"], r"head\.backbones: unknown 'vgg'.*Choose from: efficientnet_lite0"),
         ("head.epochs", 0, r"head\.epochs must be greater than or equal to 1, received 0"),
@@ -57,19 +61,39 @@ def test_the_committed_params_are_valid(values):
         ("head.optimizer", {"name": "adm"}, r"optimizer\.name must be 'adam', 'adamw', .*'sgd', received 'adm'"),
         ("head.optimizer", {"momentum": 0.9}, r"params\.yaml: head\.optimizer\.name is missing"),
         ("head.optimizer", {"name": "rmsprop"}, r"params\.yaml: head\.optimizer\.momentum is missing"),
-        ("head.optimizer", {"name": "rmsprop", "momentum": 1.0}, r"optimizer\.momentum must be less than 1, received 1"),
+        (
+            "head.optimizer",
+            {"name": "rmsprop", "momentum": 1.0},
+            r"optimizer\.momentum must be less than 1, received 1",
+        ),
         ("head.optimizer", {"name": "adam", "nesterov": True}, r"optimizer: unknown key 'nesterov'.*Choose from: name"),
         ("head.reduce_on_plateau", {"factor": 2.0, "patience": 1}, r"plateau\.factor must be less than 1"),
         ("head.pooling", "mean", r"head\.pooling must be 'avg', 'max' or 'flatten', received 'mean'"),
         ("scratch.input_size", 15, r"at least 16 for small_convnet, or null for its own 96, received 15"),
         ("augmentation.test_time_views", -1, r"test_time_views must be greater than or equal to 0, received -1"),
         ("scratch.networks", ["small_convnet", "small_convnet"], r"scratch\.networks names something twice"),
-        ("explain.runs", ["efficientnet_lite0-lightgbm"], r"explain\.runs: unknown 'efficientnet_lite0-lightgbm'.*-head"),
-        ("explain.layers", {"vgg": ["conv"]}, r"explain\.layers: unknown 'vgg'.*Choose from: efficientnet_lite0, small_c"),
+        (
+            "explain.runs",
+            ["efficientnet_lite0-lightgbm"],
+            r"explain\.runs: unknown 'efficientnet_lite0-lightgbm'.*-head",
+        ),
+        (
+            "explain.layers",
+            {"vgg": ["conv"]},
+            r"explain\.layers: unknown 'vgg'.*Choose from: efficientnet_lite0, small_c",
+        ),
         ("explain.layers", {"small_convnet": []}, r"explain\.layers\.small_convnet must be .*at least 1 item"),
         ("explain.images", 0, r"explain\.images must be greater than or equal to 1, received 0"),
-        ("explain.patterns.input_size", 16, r"explain\.patterns\.input_size must be greater than or equal to 32, received 16"),
-        ("backbone.preprocess", "caffe", r"backbone\.preprocess must be 'backbone', 'rescale' or 'none', received 'caffe'"),
+        (
+            "explain.patterns.input_size",
+            16,
+            r"explain\.patterns\.input_size must be greater than or equal to 32, received 16",
+        ),
+        (
+            "backbone.preprocess",
+            "caffe",
+            r"backbone\.preprocess must be 'backbone', 'rescale' or 'none', received 'caffe'",
+        ),
         ("backbone.input_size", 31, r"backbone\.input_size must be greater than or equal to 32, received 31"),
         ("backbone.variants", {"vgg16": {"network": "vgg16"}}, r"called otherwise than a network: 'vgg16' is one"),
         ("backbone.variants", {"Lite": {"network": "vgg16"}}, r"variants must be named by lower-case letters"),
@@ -85,7 +109,7 @@ def test_the_committed_params_are_valid(values):
         ("selection.metric", "acuracy", r"selection\.metric must be .*'accuracy'.*received 'acuracy'"),
         ("compute.threads", 1.5, r"compute\.threads must be .*integer.*received 1\.5"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_named_with_what_is_allowed(values, key, value, message):
     put(values, key, value)
     with pytest.raises(ParamsError, match=message):
@@ -135,10 +159,17 @@ def test_what_depends_on_data_and_networks_is_checked_once_they_are_there(values
     values["selection"]["positive_class"] = "dog"
     schema.check_against_results(values)
     spec = graphs.NetworkSpec(
-        name="efficientnet_lite0", input_size=224, feature_layer="a", feature_width=1, prediction_layer="c",
-        map_layer="b", preprocess="backbone", blocks=[graphs.BlockSpec(name="one", first_layer="d")] * 3, weights={},
+        name="efficientnet_lite0",
+        input_size=224,
+        feature_layer="a",
+        feature_width=1,
+        prediction_layer="c",
+        map_layer="b",
+        preprocess="backbone",
+        blocks=[graphs.BlockSpec(name="one", first_layer="d")] * 3,
+        weights={},
         cost=graphs.Cost(parameters=1, bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     graphs.write_spec(spec, artifacts.BACKBONES / "efficientnet_lite0")
     message = "last_blocks must be at most 3, the blocks of efficientnet_lite0, received 5"
     with pytest.raises(ParamsError, match=message):
@@ -232,11 +263,17 @@ def stored_backbone(tmp_path, monkeypatch) -> graphs.NetworkSpec:
     directory.mkdir(parents=True)
     graphs.save(keras.Model(inputs, outputs), directory)
     spec = graphs.NetworkSpec(
-        name="efficientnet_lite0", input_size=8, feature_layer="avg_pool", feature_width=2,
-        map_layer="block1_conv", preprocess="backbone", weights={},
-        prediction_layer="predictions", blocks=[graphs.BlockSpec(name="one", first_layer="block1_conv")],
+        name="efficientnet_lite0",
+        input_size=8,
+        feature_layer="avg_pool",
+        feature_width=2,
+        map_layer="block1_conv",
+        preprocess="backbone",
+        weights={},
+        prediction_layer="predictions",
+        blocks=[graphs.BlockSpec(name="one", first_layer="block1_conv")],
         cost=graphs.Cost(parameters=1, bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     graphs.write_spec(spec, directory)
     return spec
 

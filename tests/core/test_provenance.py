@@ -28,11 +28,16 @@ def package(tmp_path):
 
 def test_the_closure_follows_late_imports_and_packages_and_nothing_else(package):
     assert provenance.import_closure("pipeline.a", root=package) == [
-        "pipeline/__init__.py", "pipeline/a.py", "pipeline/b.py", "pipeline/c/__init__.py",
-    ]  # fmt: skip
+        "pipeline/__init__.py",
+        "pipeline/a.py",
+        "pipeline/b.py",
+        "pipeline/c/__init__.py",
+    ]
     assert provenance.import_closure("pipeline.c.unused", root=package) == [
-        "pipeline/__init__.py", "pipeline/c/__init__.py", "pipeline/c/unused.py",
-    ]  # fmt: skip
+        "pipeline/__init__.py",
+        "pipeline/c/__init__.py",
+        "pipeline/c/unused.py",
+    ]
 
 
 def test_a_relative_import_is_refused_because_it_is_not_followed(package):

@@ -108,8 +108,17 @@ def test_a_cluster_keeps_its_name_in_another_order():
 
 
 def described(number: int, label: str = "a", **changes):
-    facts = {"label": label, "group": "", "part": "", "near_duplicates": "", "sha256": f"{number:064x}", "width": 100,
-             "height": 80, "frames": 1, "thumbnail": np.array([[90, 110]], dtype=np.uint8)}  # fmt: skip
+    facts = {
+        "label": label,
+        "group": "",
+        "part": "",
+        "near_duplicates": "",
+        "sha256": f"{number:064x}",
+        "width": 100,
+        "height": 80,
+        "frames": 1,
+        "thumbnail": np.array([[90, 110]], dtype=np.uint8),
+    }
     return SimpleNamespace(**facts | changes)
 
 
@@ -126,9 +135,15 @@ def test_suspects_are_what_they_are_called():
     images[25].width = images[25].height = 900
     found = quality.suspects(images)
     assert found == quality.Suspects(
-        conflicting=[[6, 7]], conflicting_near=[[9, 14]], duplicates=[[3, 5]], near=[[8, 10, 12]],
-        across_parts=[[9, 14]], brightness=[[20]], flat=[[21]], sizes=[[22], [23], [24], [25]],
-    )  # fmt: skip
+        conflicting=[[6, 7]],
+        conflicting_near=[[9, 14]],
+        duplicates=[[3, 5]],
+        near=[[8, 10, 12]],
+        across_parts=[[9, 14]],
+        brightness=[[20]],
+        flat=[[21]],
+        sizes=[[22], [23], [24], [25]],
+    )
     assert quality.conflicting_labels(images) == [6, 7]
     summary = quality.summarize(images, found, dropped=2, ignored=1)
     assert summary["duplicates"] == {"images": 4, "conflicting": 2}

@@ -17,8 +17,16 @@ NO_GROUPS = {"pattern": None, "csv": None, "column": None, "module": False}
 
 
 def given(path: str | Path = "images", *, groups: dict | None = None, **changes) -> DatasetParams:
-    values = {"source": "folder", "path": str(path), "limit": None, "max_dropped": 0.01, "allow_untracked": True,
-              "conflicting_duplicates": "drop", "groups": NO_GROUPS | (groups or {}), **changes}  # fmt: skip
+    values = {
+        "source": "folder",
+        "path": str(path),
+        "limit": None,
+        "max_dropped": 0.01,
+        "allow_untracked": True,
+        "conflicting_duplicates": "drop",
+        "groups": NO_GROUPS | (groups or {}),
+        **changes,
+    }
     return params.parse(values, DatasetParams, where="dataset")
 
 
@@ -41,8 +49,10 @@ def test_the_first_folder_is_the_class_and_what_is_below_belongs_to_it(images):
     images("cat/1.png", "cat/b/c/2.png", "dog/1.png")
     source = sources.read(given())
     assert [(image.path, image.label, image.part) for image in source.images] == [
-        ("cat/1.png", "cat", ""), ("cat/b/c/2.png", "cat", ""), ("dog/1.png", "dog", ""),
-    ]  # fmt: skip
+        ("cat/1.png", "cat", ""),
+        ("cat/b/c/2.png", "cat", ""),
+        ("dog/1.png", "dog", ""),
+    ]
     assert sources.class_names(given()) == ("cat", "dog")
 
 
@@ -51,9 +61,11 @@ def test_folders_named_after_parts_predefine_them(images, name):
     images("train/cat/1.png", "train/dog/1.png", f"{name}/cat/2.png", "Test/dog/x/3.png")
     source = sources.read(given())
     assert {image.path: (image.label, image.part) for image in source.images} == {
-        "train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train"),
-        f"{name}/cat/2.png": ("cat", "validation"), "Test/dog/x/3.png": ("dog", "test"),
-    }  # fmt: skip
+        "train/cat/1.png": ("cat", "train"),
+        "train/dog/1.png": ("dog", "train"),
+        f"{name}/cat/2.png": ("cat", "validation"),
+        "Test/dog/x/3.png": ("dog", "test"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -164,8 +176,11 @@ def groups_of(**groups) -> dict[str, str]:
 def test_the_first_capture_of_a_pattern_is_the_group(images):
     images("cat/p1_a.png", "dog/p1_b.png", "dog/p2_a.png", "dog/other.png")
     assert groups_of(pattern="/(?:(p[0-9]+)_|other)") == {
-        "cat/p1_a.png": "p1", "dog/p1_b.png": "p1", "dog/p2_a.png": "p2", "dog/other.png": "",
-    }  # fmt: skip
+        "cat/p1_a.png": "p1",
+        "dog/p1_b.png": "p1",
+        "dog/p2_a.png": "p2",
+        "dog/other.png": "",
+    }
     with pytest.raises(GroupError, match=r"matches 3 of 4 images. Without one:\n  dog/other.png\n"):
         groups_of(pattern="/(p[0-9]+)_")
 

@@ -74,8 +74,13 @@ def noise(source: str) -> dict[str, Labelled]:
 
 
 def as_npz(folder: Path, parts: dict[str, Labelled]) -> None:
-    np.savez(folder / "mnist.npz", x_train=parts["train"][0], y_train=parts["train"][1].astype(np.uint8),
-             x_test=parts["test"][0], y_test=parts["test"][1].astype(np.uint8))  # fmt: skip
+    np.savez(
+        folder / "mnist.npz",
+        x_train=parts["train"][0],
+        y_train=parts["train"][1].astype(np.uint8),
+        x_test=parts["test"][0],
+        y_test=parts["test"][1].astype(np.uint8),
+    )
 
 
 def as_idx(folder: Path, parts: dict[str, Labelled]) -> None:
@@ -141,8 +146,16 @@ def publish(home: Path, source: str, parts: dict[str, Labelled] | None = None, *
 
 def block(source: str, **changes: Any) -> dict[str, Any]:
     groups = {"pattern": None, "csv": None, "column": None, "module": False}
-    return {"source": source, "path": f"{source}.json", "limit": None, "max_dropped": 0.0, "groups": groups,
-            "conflicting_duplicates": "drop", "allow_untracked": False, **changes}  # fmt: skip
+    return {
+        "source": source,
+        "path": f"{source}.json",
+        "limit": None,
+        "max_dropped": 0.0,
+        "groups": groups,
+        "conflicting_duplicates": "drop",
+        "allow_untracked": False,
+        **changes,
+    }
 
 
 def given(source: str, **changes: Any) -> DatasetParams:

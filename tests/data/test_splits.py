@@ -18,9 +18,14 @@ PARAMS = SplitParams(test=0.25, validation=0.2, near_duplicates="group")
 
 def image(index: int, label: str, stratum: str = "", group: str = "", sha256: str | None = None, part="", near=""):
     return SimpleNamespace(
-        path=f"{label}/{index}.png", label=label, stratum=stratum, group=group, sha256=sha256 or f"{index:064x}",
-        part=part, near_duplicates=near,
-    )  # fmt: skip
+        path=f"{label}/{index}.png",
+        label=label,
+        stratum=stratum,
+        group=group,
+        sha256=sha256 or f"{index:064x}",
+        part=part,
+        near_duplicates=near,
+    )
 
 
 def shares(test: float, validation: float) -> SplitParams:
@@ -148,11 +153,15 @@ def folders(draw) -> list:
     count = draw(st.integers(60, 120))
     rng = random.Random(draw(st.integers(0, 10**6)))
     return [
-        image(number, labels[number % len(labels)], group=rng.choice(["", "", "", f"g{rng.randrange(30)}"]),
-              sha256=f"{rng.choice([number, number, rng.randrange(count)]):064x}",
-              near=rng.choice(["", "", "", f"n{rng.randrange(20)}"]))
+        image(
+            number,
+            labels[number % len(labels)],
+            group=rng.choice(["", "", "", f"g{rng.randrange(30)}"]),
+            sha256=f"{rng.choice([number, number, rng.randrange(count)]):064x}",
+            near=rng.choice(["", "", "", f"n{rng.randrange(20)}"]),
+        )
         for number in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -206,9 +215,15 @@ def test_a_cluster_above_one_percent_is_too_large_for_a_group():
     assert splits.clusters(images[32:72]) == ({"small"}, set())
 
 
-@pytest.mark.parametrize(("policy", "source", "expected"), [
-    ("auto", "elpv", False), ("auto", "folder", True), ("group", "elpv", True), ("report", "folder", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("policy", "source", "expected"),
+    [
+        ("auto", "elpv", False),
+        ("auto", "folder", True),
+        ("group", "elpv", True),
+        ("report", "folder", False),
+    ],
+)
 def test_near_duplicates_are_grouped_by_default_but_not_in_the_published_protocol(policy, source, expected):
     params = SplitParams(test=0.25, validation=0.2, near_duplicates=policy)
     assert params.groups_near_duplicates(source) == expected
@@ -322,10 +337,11 @@ def by_reason(images: list, parts: list[str], *, before: list[str], grouped: set
 def test_images_that_make_room_for_a_group_or_return_are_said_to_move_because_of_it():
     old = [image(number, "a") for number in range(40)] + [image(100 + number, "b") for number in range(40)]
     name = next(  # of a group whose rank falls into test
-        start for start in range(1000, 3000, 8)
-        if "test" in splits.assign([*old, *(image(start + n, "a", group="g") for n in range(8))],
-                                   params=PARAMS, seed=0)[80:]
-    )  # fmt: skip
+        start
+        for start in range(1000, 3000, 8)
+        if "test"
+        in splits.assign([*old, *(image(start + n, "a", group="g") for n in range(8))], params=PARAMS, seed=0)[80:]
+    )
     new = [image(name + number, "a", group="g") for number in range(8)]
     before, after = splits.assign(old, params=PARAMS, seed=0), splits.assign(old + new, params=PARAMS, seed=0)
     assert after[80:] == ["test"] * 8

@@ -182,8 +182,10 @@ def test_folds_keep_groups_whole():
     labels = np.repeat([0, 1], 60)
     groups = ["" if index % 10 > 7 else f"g{index // 4}" for index in range(120)]
     folds = fitting.folds(labels, seed=0, groups=groups)
-    assert all(len({fold for fold, group in zip(folds, groups, strict=True) if group == name}) == 1
-               for name in set(groups) - {""})  # fmt: skip
+    assert all(
+        len({fold for fold, group in zip(folds, groups, strict=True) if group == name}) == 1
+        for name in set(groups) - {""}
+    )
     assert len({fold for fold, group in zip(folds, groups, strict=True) if not group}) == 5
     assert set(folds) == set(range(5)) and np.bincount(folds).min() > 10
 

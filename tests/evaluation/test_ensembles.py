@@ -31,8 +31,10 @@ def greedy(probabilities: np.ndarray, labels: np.ndarray, picks: int) -> list[in
     """Forward selection as one would write it down: scikit-learn's log loss of every mean, whole."""
     chosen, best = [], (np.inf, [])
     for _ in range(picks):
-        losses = [log_loss(labels, np.mean([probabilities[index] for index in [*chosen, more]], axis=0))
-                  for more in range(len(probabilities))]  # fmt: skip
+        losses = [
+            log_loss(labels, np.mean([probabilities[index] for index in [*chosen, more]], axis=0))
+            for more in range(len(probabilities))
+        ]
         chosen.append(int(np.argmin(losses)))
         best = min(best, (min(losses), list(chosen)))
     return best[1]
@@ -112,8 +114,10 @@ def test_the_comparison_shows_the_ensemble_beside_the_champion_and_is_otherwise_
     assert sum(one["weight"] for one in found["members"]) == pytest.approx(1, abs=1e-5)
     assert len(found["members"]) > 1, "the runs of this test must complement each other"
     # Each number follows from the saved predictions and the weights.
-    saved = {one["run"]: artifacts.read_predictions(artifacts.RUNS / one["run"] / "predictions.npz") for one in
-             found["members"]}  # fmt: skip
+    saved = {
+        one["run"]: artifacts.read_predictions(artifacts.RUNS / one["run"] / "predictions.npz")
+        for one in found["members"]
+    }
     combined = sum(one["weight"] * saved[one["run"]].test.astype(float) for one in found["members"])
     labels = artifacts.read_test_labels()
     expected = metrics.compute(combined, labels, positive=0, calibration_bins=10)
@@ -121,8 +125,10 @@ def test_the_comparison_shows_the_ensemble_beside_the_champion_and_is_otherwise_
     assert reached == pytest.approx(expected, rel=1e-4)
     champion = test_compare.entries()[0]
     assert found["champion"]["test"] == champion["test"]
-    right = {"champion": saved[champion["run"]].test.argmax(axis=1) == labels,
-             "ensemble": combined.argmax(axis=1) == labels}  # fmt: skip
+    right = {
+        "champion": saved[champion["run"]].test.argmax(axis=1) == labels,
+        "ensemble": combined.argmax(axis=1) == labels,
+    }
     assert found["against_champion"]["only_ensemble_right"] == (right["ensemble"] & ~right["champion"]).sum()
     assert found["against_champion"]["only_champion_right"] == (right["champion"] & ~right["ensemble"]).sum()
     difference = found["against_champion"]["difference"]
@@ -177,8 +183,7 @@ def test_picks_must_be_a_number_of_them(project, picks):
 
 def in_groups(group: Callable[[dict[str, str]], str]) -> None:
     """Write the manifest again, every image in the group that ``group`` names."""
-    rows = [row | {"group": group(row)} for row in
-            artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)]  # fmt: skip
+    rows = [row | {"group": group(row)} for row in artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)]
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
 
 

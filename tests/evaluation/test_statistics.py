@@ -114,8 +114,9 @@ def test_difference_of_paired_methods_is_narrower_than_their_intervals_suggest()
 
 @pytest.mark.parametrize(("first_alone", "second_alone"), [(0, 1), (1, 7), (10, 3), (40, 25), (6, 6), (0, 30)])
 def test_the_paired_test_is_mcnemars_exact_binomial_test_of_the_images_only_one_gets_right(first_alone, second_alone):
-    test = statistics.paired_test(*right_and_wrong((50, True, True), (first_alone, True, False),
-                                               (second_alone, False, True), (9, False, False)))  # fmt: skip
+    test = statistics.paired_test(
+        *right_and_wrong((50, True, True), (first_alone, True, False), (second_alone, False, True), (9, False, False))
+    )
     n, fewer = first_alone + second_alone, min(first_alone, second_alone)
     expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
     assert test == (first_alone, second_alone, pytest.approx(expected))
@@ -251,8 +252,7 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says_where_
     generator = np.random.default_rng(0)
     n, shares = 100, (0.01, 0.0, 0.99)
     drawn = generator.multinomial(n, shares, size=2000)
-    held = [low <= -0.01 <= high for low, high in
-            (difference_of(*counts[:2], n) for counts in drawn.tolist())]  # fmt: skip
+    held = [low <= -0.01 <= high for low, high in (difference_of(*counts[:2], n) for counts in drawn.tolist())]
     assert np.mean(held) >= 0.94
     assert 0.3 < np.mean(drawn[:, 0] == 0) < 0.45, "every resample of these images agrees that nothing differs"
 
@@ -283,8 +283,13 @@ def test_the_interval_of_an_accuracy_holds_the_truth_in_few_groups(count, accura
         right, groups = drawn_in_groups(generator, count, accuracy, 0.15)
         _, low, high = statistics.accuracy_interval(right, groups, confidence=0.95)
         held.append(low <= accuracy <= high)
-        drawn = statistics.bootstrap({"a": lambda weights, right=right: {"accuracy": weights @ right / weights.sum(1)}},
-                                     len(right), samples=200, generator=generator, groups=groups)  # fmt: skip
+        drawn = statistics.bootstrap(
+            {"a": lambda weights, right=right: {"accuracy": weights @ right / weights.sum(1)}},
+            len(right),
+            samples=200,
+            generator=generator,
+            groups=groups,
+        )
         _, low, high = statistics.percentile_interval(right.mean(), drawn["a"]["accuracy"], confidence=0.95)
         held_by_percentiles.append(low <= accuracy <= high)
     assert np.mean(held) > 0.93 > 0.925 > np.mean(held_by_percentiles)
@@ -328,8 +333,9 @@ def in_weights(first: np.ndarray, second: np.ndarray) -> statistics.Measure:
 @pytest.mark.parametrize("groups", [(), [f"g{index // 4}" for index in range(60)]], ids=["images", "groups"])
 @pytest.mark.parametrize(("first_alone", "second_alone"), [(5, 1), (9, 2), (6, 6), (0, 0)])
 def test_the_permutation_test_of_accuracies_is_the_exact_test(groups, first_alone, second_alone):
-    sides = right_and_wrong((first_alone, True, False), (second_alone, False, True),
-                            (60 - first_alone - second_alone, True, True))  # fmt: skip
+    sides = right_and_wrong(
+        (first_alone, True, False), (second_alone, False, True), (60 - first_alone - second_alone, True, True)
+    )
     exact = statistics.paired_test(*sides, groups).p
     found = statistics.permutation_test(
         in_weights(*sides), 60, samples=20_000, generator=np.random.default_rng(0), groups=groups
@@ -345,8 +351,9 @@ def test_the_permutation_test_keeps_its_level_where_images_of_a_group_are_alike(
     for _ in range(300):
         losses = generator.normal(size=(2, 12)).repeat(5, axis=1) + 0.5 * generator.normal(size=(2, 60))
         for names, of in (("groups", groups), ("images", ())):
-            found[names].append(statistics.permutation_test(in_weights(*losses), 60, samples=99, groups=of,
-                                                            generator=generator))  # fmt: skip
+            found[names].append(
+                statistics.permutation_test(in_weights(*losses), 60, samples=99, groups=of, generator=generator)
+            )
     rejected = {names: np.mean(np.array(p) <= 0.05) for names, p in found.items()}
     assert 0.02 < rejected["groups"] < 0.08 and rejected["images"] > 0.2
 
@@ -357,10 +364,12 @@ def test_a_permutation_test_is_never_certain_and_does_not_depend_on_memory(monke
     assert found == 1 / 200
     close = np.random.default_rng(3).normal(size=(2, 40))
     whole, pieces = (
-        (monkeypatch.setattr(statistics, "ELEMENTS_AT_ONCE", most),
-         statistics.permutation_test(in_weights(*close), 40, samples=199, generator=np.random.default_rng(0)))[1]
+        (
+            monkeypatch.setattr(statistics, "ELEMENTS_AT_ONCE", most),
+            statistics.permutation_test(in_weights(*close), 40, samples=199, generator=np.random.default_rng(0)),
+        )[1]
         for most in (1 << 20, 80 * 7)
-    )  # fmt: skip
+    )
     assert whole == pieces and 0.05 < whole < 1
 
 

@@ -72,8 +72,14 @@ def test_holms_correction():
 def crossed() -> np.ndarray:
     """Values of 6 splits, 4 seeds and 5 candidates with effects of all kinds."""
     draw = np.random.default_rng(1).standard_normal
-    return (2 * draw((6, 1, 1)) + 0.5 * draw((1, 4, 1)) + draw((1, 1, 5)) + 0.7 * draw((6, 1, 5))
-            + 0.4 * draw((6, 4, 1)) + 0.3 * draw((6, 4, 5)))  # fmt: skip
+    return (
+        2 * draw((6, 1, 1))
+        + 0.5 * draw((1, 4, 1))
+        + draw((1, 1, 5))
+        + 0.7 * draw((6, 1, 5))
+        + 0.4 * draw((6, 4, 1))
+        + 0.3 * draw((6, 4, 5))
+    )
 
 
 def frame(values: np.ndarray) -> pd.DataFrame:
@@ -86,8 +92,10 @@ def test_components_solve_the_mean_squares_of_a_three_way_table(crossed):
     model = ols("value ~ (C(split) + C(seed) + C(candidate)) ** 2", frame(crossed)).fit()
     square = anova_lm(model)["mean_sq"]
     i, j, k = crossed.shape
-    pairs = {name: square[f"C({name[0]}):C({name[1]})"] for name in
-             (("split", "seed"), ("split", "candidate"), ("seed", "candidate"))}  # fmt: skip
+    pairs = {
+        name: square[f"C({name[0]}):C({name[1]})"]
+        for name in (("split", "seed"), ("split", "candidate"), ("seed", "candidate"))
+    }
     rest = square["Residual"]
     expected = {
         "split": (square["C(split)"] - pairs["split", "seed"] - pairs["split", "candidate"] + rest) / (j * k),

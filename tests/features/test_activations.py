@@ -14,9 +14,20 @@ from pipeline.images import augmentation, decode
 COMPUTE = inference.ComputeParams(threads=2, batch_size=4, engine="openvino", precision="float32")
 SQUARE = decode.ImageParams(square="crop", fill="edge", interpolation="bilinear")
 DRAWN = augmentation.AugmentationParams(
-    views=3, horizontal_flip=True, vertical_flip=True, quarter_turns=True, rotation=10.0, width_shift=0.1,
-    height_shift=0.1, shear=5.0, zoom=0.1, fill="reflect", brightness=0.2, contrast=0.2, test_time_views=0,
-)  # fmt: skip
+    views=3,
+    horizontal_flip=True,
+    vertical_flip=True,
+    quarter_turns=True,
+    rotation=10.0,
+    width_shift=0.1,
+    height_shift=0.1,
+    shear=5.0,
+    zoom=0.1,
+    fill="reflect",
+    brightness=0.2,
+    contrast=0.2,
+    test_time_views=0,
+)
 
 
 @pytest.fixture(scope="module")

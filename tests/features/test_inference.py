@@ -191,12 +191,15 @@ def test_a_result_is_not_overwritten_by_the_next(engine, reference, pixels):
     np.testing.assert_array_equal(first, reference[:2])
 
 
-@pytest.mark.parametrize("batch", [
-    np.zeros((2, 224, 224), np.uint8),
-    np.zeros((2, 96, 96, 3), np.uint8),
-    np.zeros((2, 224, 224, 3), np.float64),
-    np.zeros((0, 224, 224, 3), np.uint8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch",
+    [
+        np.zeros((2, 224, 224), np.uint8),
+        np.zeros((2, 96, 96, 3), np.uint8),
+        np.zeros((2, 224, 224, 3), np.float64),
+        np.zeros((0, 224, 224, 3), np.uint8),
+    ],
+)
 def test_another_shape_or_dtype_is_refused(engine, batch):
     with pytest.raises(ValueError, match=r"uint8 or float32 \(b, 224, 224, 3\), b at least 1, received"):
         engine.run(batch)

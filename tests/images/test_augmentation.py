@@ -230,16 +230,26 @@ def test_maps_agree_with_scipy_to_the_rounding(map_, fill):
     from scipy import ndimage
 
     image = smooth()
-    matrix = np.array(augmentation._matrix(map_.get("rotation", 0.0), map_.get("right", 0.0), map_.get("down", 0.0),
-                                           map_.get("shear", 0.0), map_.get("zoom", (1.0, 1.0))))  # fmt: skip
+    matrix = np.array(
+        augmentation._matrix(
+            map_.get("rotation", 0.0),
+            map_.get("right", 0.0),
+            map_.get("down", 0.0),
+            map_.get("shear", 0.0),
+            map_.get("zoom", (1.0, 1.0)),
+        )
+    )
     # SciPy counts rows first, and the first pixel's centre is at 0.
     linear, shift = matrix[::-1, 1::-1], matrix[::-1, 2]
     centre = (np.array(image.shape[:2]) - 1) / 2
     mode = {"nearest": "nearest", "constant": "grid-constant", "reflect": "reflect", "wrap": "grid-wrap"}[fill]
-    expected = np.stack([
-        ndimage.affine_transform(channel, linear, centre + shift - linear @ centre, order=1, mode=mode)
-        for channel in image.astype(float).transpose(2, 0, 1)
-    ], axis=2)  # fmt: skip
+    expected = np.stack(
+        [
+            ndimage.affine_transform(channel, linear, centre + shift - linear @ centre, order=1, mode=mode)
+            for channel in image.astype(float).transpose(2, 0, 1)
+        ],
+        axis=2,
+    )
     difference = expected - moved(image, fill=fill, **map_)
     assert difference.min() > -1e-6 and difference.max() < 1 + 1e-6
 

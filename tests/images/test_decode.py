@@ -90,9 +90,20 @@ def clear_rgb_color() -> bytes:
         (encoded(Image.new("1", (8, 8), 1)), (255, 255, 255)),
         (encoded(Image.new("1", (8, 8), 0)), (0, 0, 0)),
     ],
-    ids=["CMYK", "CMYK of Adobe", "P", "P clear", "P half clear", "RGB clear", "LA", "LA clear", "LA half clear",
-         "white of 1 bit", "black of 1 bit"],
-)  # fmt: skip
+    ids=[
+        "CMYK",
+        "CMYK of Adobe",
+        "P",
+        "P clear",
+        "P half clear",
+        "RGB clear",
+        "LA",
+        "LA clear",
+        "LA half clear",
+        "white of 1 bit",
+        "black of 1 bit",
+    ],
+)
 def test_every_mode_keeps_its_colors_and_lies_on_white(source, expected):
     found = decode.load(source, size=8, params=CROP).astype(int)
     assert np.abs(found - expected).max() <= 2

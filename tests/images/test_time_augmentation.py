@@ -112,8 +112,12 @@ def test_without_views_at_test_time_validation_and_test_images_are_never_augment
         assert_predicted_as_evaluated(run)
 
 
-RECIPE = {"pooling": "flatten", "hidden_units": [8], "output": "sigmoid",
-          "optimizer": {"name": "rmsprop", "momentum": 0.0}}  # fmt: skip
+RECIPE = {
+    "pooling": "flatten",
+    "hidden_units": [8],
+    "output": "sigmoid",
+    "optimizer": {"name": "rmsprop", "momentum": 0.0},
+}
 
 
 def test_the_mean_over_views_is_evaluated_and_predicted_again_to_the_last_bit(project):

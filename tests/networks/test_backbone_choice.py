@@ -24,10 +24,15 @@ from pipeline.tracking import contents
 from pipeline.training import fitting
 from tests import photographs
 
-BLOCK = {"weights": "imagenet", "input_size": 128, "preprocess": "backbone", "variants": {
-    "own_size": {"network": "efficientnet_lite0", "input_size": None},
-    "wrongly_fed": {"network": "efficientnet_lite0", "preprocess": "rescale", "weights": "random"},
-}}  # fmt: skip
+BLOCK = {
+    "weights": "imagenet",
+    "input_size": 128,
+    "preprocess": "backbone",
+    "variants": {
+        "own_size": {"network": "efficientnet_lite0", "input_size": None},
+        "wrongly_fed": {"network": "efficientnet_lite0", "preprocess": "rescale", "weights": "random"},
+    },
+}
 
 
 def block(**changes) -> BackboneParams:
@@ -42,13 +47,23 @@ def test_a_variant_says_what_differs_and_the_rest_is_as_in_the_block():
         choice.resolve("own_sise", block())
 
 
-@pytest.mark.parametrize(("names", "changes", "message"), [
-    (["vgg16", "inception_v3"], {"input_size": 64}, r"backbone\.input_size must be at least 75 for inception_v3, re"),
-    (["small"], {"variants": {"small": {"network": "xception", "input_size": 64}}},
-     r"backbone\.variants\.small\.input_size must be at least 71 for xception"),
-    (["convnext_tiny"], {"preprocess": "none"}, r"backbone\.preprocess none is no ablation of convnext_tiny"),
-    (["vgg16", "vgg19"], {"weights": "mine.h5"}, r"mine\.h5 cannot be of vgg16 and of vgg19"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (
+            ["vgg16", "inception_v3"],
+            {"input_size": 64},
+            r"backbone\.input_size must be at least 75 for inception_v3, re",
+        ),
+        (
+            ["small"],
+            {"variants": {"small": {"network": "xception", "input_size": 64}}},
+            r"backbone\.variants\.small\.input_size must be at least 71 for xception",
+        ),
+        (["convnext_tiny"], {"preprocess": "none"}, r"backbone\.preprocess none is no ablation of convnext_tiny"),
+        (["vgg16", "vgg19"], {"weights": "mine.h5"}, r"mine\.h5 cannot be of vgg16 and of vgg19"),
+    ],
+)
 def test_what_a_network_cannot_be_is_refused_before_it_is_built(names, changes, message):
     choice.check(["vgg16", "own_size"], block())
     with pytest.raises(ParamsError, match=message):
@@ -193,8 +208,11 @@ def test_a_trained_network_that_is_fed_wrongly_says_so_in_its_record_and_figures
         run = photographs.train(trained, repeats=1)
         assert artifacts.read_record(run / "record.json").ablation == "fed pixels / 255"
         assert "ablation: tiny is fed pixels / 255" in capsys.readouterr().out
-    assert titles == [f"{kind}tiny · {stage} (ablation: fed pixels / 255)"
-                      for stage in ("head", "fine_tune") for kind in ("", "Augmentation of ")]  # fmt: skip
+    assert titles == [
+        f"{kind}tiny · {stage} (ablation: fed pixels / 255)"
+        for stage in ("head", "fine_tune")
+        for kind in ("", "Augmentation of ")
+    ]
 
 
 def test_mlflow_has_an_ablation_as_a_tag_and_in_the_note():

@@ -253,12 +253,25 @@ def test_blocks_start_in_order_and_hold_weights(built):
 
 
 def test_a_residual_block_without_an_activation_is_a_block_of_its_own():
-    layers = ["conv2d", "max_pooling2d_1", "conv2d_1", "block8_9_conv", "block8_9_ac", "conv2d_2", "block8_10_conv",
-              "custom_scale_layer_39", "conv_7b", "conv_7b_bn", "conv_7b_ac"]  # fmt: skip
+    layers = [
+        "conv2d",
+        "max_pooling2d_1",
+        "conv2d_1",
+        "block8_9_conv",
+        "block8_9_ac",
+        "conv2d_2",
+        "block8_10_conv",
+        "custom_scale_layer_39",
+        "conv_7b",
+        "conv_7b_bn",
+        "conv_7b_ac",
+    ]
     found = BACKBONES["inception_resnet_v2"].blocks.find(layers)
     assert [(block.name, block.first_layer) for block in found] == [
-        ("block8_9", "conv2d_1"), ("block8_10", "conv2d_2"), ("conv_7b", "custom_scale_layer_39")
-    ]  # fmt: skip
+        ("block8_9", "conv2d_1"),
+        ("block8_10", "conv2d_2"),
+        ("conv_7b", "custom_scale_layer_39"),
+    ]
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------
@@ -415,12 +428,15 @@ def test_no_preprocessing_is_refused_where_it_would_change_nothing(name):
         assert problem[0] == "preprocess" and "nothing would change" in problem[1]
 
 
-@pytest.mark.parametrize(("name", "preprocess", "expected"), [
-    ("vgg16", "rescale", lambda x: x / 255),
-    ("vgg16", "none", lambda x: x),
-    ("efficientnet_lite0", "rescale", lambda x: x / 255),
-    ("mobilenet_v3_small", "rescale", lambda x: x / 255 / 127.5 - 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "preprocess", "expected"),
+    [
+        ("vgg16", "rescale", lambda x: x / 255),
+        ("vgg16", "none", lambda x: x),
+        ("efficientnet_lite0", "rescale", lambda x: x / 255),
+        ("mobilenet_v3_small", "rescale", lambda x: x / 255 / 127.5 - 1),
+    ],
+)
 def test_an_ablation_replaces_the_preprocessing_and_nothing_else(name, preprocess, expected):
     row = BACKBONES[name]
     model = row.architecture(input_size=64, preprocess=preprocess).model

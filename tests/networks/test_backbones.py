@@ -174,11 +174,14 @@ def test_weights_can_come_from_a_file(lite0, tmp_path):
             np.testing.assert_array_equal(received, expected)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("none.pth", r"there is no file .*none\.pth\. Choose imagenet, random or a file"),
-    ("other.txt", r"must end in \.pth, \.h5 or \.weights\.h5"),
-    ("other.weights.h5", "is not a whole HDF5 file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.pth", r"there is no file .*none\.pth\. Choose imagenet, random or a file"),
+        ("other.txt", r"must end in \.pth, \.h5 or \.weights\.h5"),
+        ("other.weights.h5", "is not a whole HDF5 file"),
+    ],
+)
 def test_a_wrong_file_of_weights_is_refused(tmp_path, name, message):
     for written in ("other.txt", "other.weights.h5"):
         (tmp_path / written).write_text("not weights")

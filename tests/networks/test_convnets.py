@@ -25,14 +25,17 @@ def smallest_side(model) -> int:
     return min(min(layer.output.shape[1:3]) for layer in model.layers if len(layer.output.shape) == 4)
 
 
-@pytest.mark.parametrize("name, n_classes, published", [
-    # With one channel and ten classes 93,322: two more channels are 32 x 9 x 2 numbers more.
-    ("mnist_convnet", 10, 93_322 + 32 * 9 * 2),
-    # With one sigmoid 3,453,121: a softmax over two classes is another 512 weights and a bias.
-    ("cats_and_dogs_convnet", 2, 3_453_121 + 513),
-    ("cifar_convnet", 10, 1_250_858),
-    ("one_convnet", 10, 32 * 28 + 10 * (13 * 13 * 32 + 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, n_classes, published",
+    [
+        # With one channel and ten classes 93,322: two more channels are 32 x 9 x 2 numbers more.
+        ("mnist_convnet", 10, 93_322 + 32 * 9 * 2),
+        # With one sigmoid 3,453,121: a softmax over two classes is another 512 weights and a bias.
+        ("cats_and_dogs_convnet", 2, 3_453_121 + 513),
+        ("cifar_convnet", 10, 1_250_858),
+        ("one_convnet", 10, 32 * 28 + 10 * (13 * 13 * 32 + 1)),
+    ],
+)
 def test_a_network_of_its_own_size_has_the_parameters_that_were_published(name, n_classes, published):
     assert graphs.count_parameters(built(name, n_classes=n_classes)) == published
 
@@ -58,10 +61,16 @@ def test_pixels_are_scaled_by_the_first_layer(name, keras):
     assert ends.min() == pytest.approx(-1.0 if name == "small_convnet" else 0.0)
 
 
-@pytest.mark.parametrize("name, own", [
-    ("small_convnet", [0.3]), ("mnist_convnet", []), ("cats_and_dogs_convnet", [0.5]),
-    ("cifar_convnet", [0.25, 0.25, 0.5]), ("one_convnet", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, own",
+    [
+        ("small_convnet", [0.3]),
+        ("mnist_convnet", []),
+        ("cats_and_dogs_convnet", [0.5]),
+        ("cifar_convnet", [0.25, 0.25, 0.5]),
+        ("one_convnet", []),
+    ],
+)
 def test_dropout_is_the_networks_own_unless_given(name, own, keras):
     def rates(dropout: float | None) -> list[float]:
         return [layer.rate for layer in built(name, dropout=dropout).layers if isinstance(layer, keras.layers.Dropout)]
@@ -70,10 +79,16 @@ def test_dropout_is_the_networks_own_unless_given(name, own, keras):
     assert rates(0.1) == [0.1] * len(own)
 
 
-@pytest.mark.parametrize("name, last", [
-    ("small_convnet", "block4_pool"), ("mnist_convnet", "block3_conv"), ("cats_and_dogs_convnet", "block4_pool"),
-    ("cifar_convnet", "block2_dropout"), ("one_convnet", "block1_pool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, last",
+    [
+        ("small_convnet", "block4_pool"),
+        ("mnist_convnet", "block3_conv"),
+        ("cats_and_dogs_convnet", "block4_pool"),
+        ("cifar_convnet", "block2_dropout"),
+        ("one_convnet", "block1_pool"),
+    ],
+)
 def test_the_last_map_is_found(name, last):
     assert graphs.last_map_layer(built(name)) == last
 

@@ -114,9 +114,13 @@ def test_a_users_settings_of_keras_change_nothing(root, tmp_path, environment):
         "print(keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=root,
+        capture_output=True,
+        text=True,
         env={**environment, "KERAS_HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.stdout.split() == ["float32", "1e-07", "channels_last"]
 
 

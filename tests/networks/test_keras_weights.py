@@ -122,10 +122,17 @@ def test_a_stage_without_weights_says_so_at_once(models, offline):
 def small(**changes) -> Application:
     """Keras' smallest network."""
     about = {
-        "name": "mobilenet_025", "constructor": "MobileNet", "module": "mobilenet", "input_size": 64,
-        "feature_width": 256, "scaling": SIGNED, "options": {"alpha": 0.25}, "imagenet": FILE,
-        "blocks": Blocks(r"(conv)_(?:pad|dw|pw)(_\d+).*"), "top": keras_applications.convolutional,
-    }  # fmt: skip
+        "name": "mobilenet_025",
+        "constructor": "MobileNet",
+        "module": "mobilenet",
+        "input_size": 64,
+        "feature_width": 256,
+        "scaling": SIGNED,
+        "options": {"alpha": 0.25},
+        "imagenet": FILE,
+        "blocks": Blocks(r"(conv)_(?:pad|dw|pw)(_\d+).*"),
+        "top": keras_applications.convolutional,
+    }
     return Application(**about | changes)
 
 
@@ -190,12 +197,15 @@ def test_classes_of_another_input_size_are_left_out_and_the_rest_is_carried_over
             np.testing.assert_array_equal(received, expected)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("none.h5", r"there is no file .*none\.h5\. Choose imagenet, random or a file"),
-    ("state.pth", r"must end in \.h5"),
-    ("text.h5", "is not a whole HDF5 file"),
-    ("other.h5", r"does not hold the weights of mobilenet_025, which are \d+ or \d+ arrays: it holds 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.h5", r"there is no file .*none\.h5\. Choose imagenet, random or a file"),
+        ("state.pth", r"must end in \.h5"),
+        ("text.h5", "is not a whole HDF5 file"),
+        ("other.h5", r"does not hold the weights of mobilenet_025, which are \d+ or \d+ arrays: it holds 1"),
+    ],
+)
 def test_a_wrong_file_is_refused(tmp_path, name, message):
     for written in ("state.pth", "text.h5"):
         (tmp_path / written).write_text("not weights")

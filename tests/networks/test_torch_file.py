@@ -112,13 +112,16 @@ def test_offsets_and_the_order_of_names_are_kept(tmp_path):
     assert state["a"].shape == (0, 3)
 
 
-@pytest.mark.parametrize("view", [
-    View(np.zeros(6, np.float32), (7,), (1,)),
-    View(np.zeros(6, np.float32), (2, 3), (4, 1)),
-    View(np.zeros(6, np.float32), (3,), (1,), offset=4),
-    View(np.zeros(6, np.float32), (3,), (-1,), offset=4),
-    View(np.zeros(6, np.float32), (3,), (1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "view",
+    [
+        View(np.zeros(6, np.float32), (7,), (1,)),
+        View(np.zeros(6, np.float32), (2, 3), (4, 1)),
+        View(np.zeros(6, np.float32), (3,), (1,), offset=4),
+        View(np.zeros(6, np.float32), (3,), (-1,), offset=4),
+        View(np.zeros(6, np.float32), (3,), (1, 1)),
+    ],
+)
 def test_a_tensor_that_reaches_out_of_its_storage_is_refused(tmp_path, view):
     with pytest.raises(TorchFileError, match="tensor 'weight'"):
         read_state_dict(write(tmp_path / "x.pth", {"weight": view}))
@@ -146,11 +149,14 @@ def test_a_harmful_header_is_not_unpickled_either(tmp_path, monkeypatch):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize(("state", "message"), [
-    ([1, 2], "must hold a dict of tensors, received list"),
-    ({"epoch": 3}, "must hold tensors by name, received int at 'epoch'"),
-    ({7: View(np.zeros(1, np.float32), (1,), (1,))}, "received _Tensor at 7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1, 2], "must hold a dict of tensors, received list"),
+        ({"epoch": 3}, "must hold tensors by name, received int at 'epoch'"),
+        ({7: View(np.zeros(1, np.float32), (1,), (1,))}, "received _Tensor at 7"),
+    ],
+)
 def test_anything_but_tensors_by_name_is_refused(tmp_path, state, message):
     with pytest.raises(TorchFileError, match=message):
         read_state_dict(write(tmp_path / "x.pth", state))

@@ -61,17 +61,20 @@ def serving() -> ModuleType:
 FILE = bytes(range(256)) + b"\xfb\xff\xfe?"  # in base64 with +, / and one character of padding
 
 
-@pytest.mark.parametrize("sent", [
-    text(FILE),
-    base64.encodebytes(FILE).decode(),
-    base64.encodebytes(FILE).decode().replace("\n", "\r\n"),
-    base64.urlsafe_b64encode(FILE).decode(),
-    base64.urlsafe_b64encode(FILE).decode().rstrip("="),
-    text(FILE).rstrip("="),
-    f"data:image/png;base64,{text(FILE)}",
-    f"DATA:image/jpeg;charset=utf-8;BASE64,{text(FILE)}",
-    f"data:;base64,\n{base64.encodebytes(FILE).decode()}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent",
+    [
+        text(FILE),
+        base64.encodebytes(FILE).decode(),
+        base64.encodebytes(FILE).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(FILE).decode(),
+        base64.urlsafe_b64encode(FILE).decode().rstrip("="),
+        text(FILE).rstrip("="),
+        f"data:image/png;base64,{text(FILE)}",
+        f"DATA:image/jpeg;charset=utf-8;BASE64,{text(FILE)}",
+        f"data:;base64,\n{base64.encodebytes(FILE).decode()}",
+    ],
+)
 def test_base64_is_taken_as_people_send_it(serving, sent):
     assert "=" in text(FILE) and "+" in text(FILE) and "/" in text(FILE)
     assert serving.decoded(sent, most=1000) == FILE
@@ -86,25 +89,28 @@ def test_base64_is_taken_as_the_command_of_that_name_prints_it(serving, tmp_path
     assert printed.count("\n") > 1 and serving.decoded(printed, most=1000) == FILE
 
 
-@pytest.mark.parametrize("sent, reason", [
-    (None, r"received nothing \(null\)"),
-    (float("nan"), r"received nothing \(null\)"),
-    (7, "received a value of type int"),
-    (b"iVBO", "received a value of type bytes"),
-    (["iVBO"], "received a value of type list"),
-    ("", "received an empty text"),
-    (" \n ", "received an empty text"),
-    ("data:image/png;base64,", "received an empty text"),
-    ("photo.jpg", "must be base64 text of an image file: "),
-    ("größe", "must be base64 text of an image file: "),
-    ("iVBOR", "must be base64 text of an image file: "),  # which character is missing?
-    ("iV=BO", "must be base64 text of an image file: "),
-    ("iVBOR===", "must be base64 text of an image file: "),
-    ("data:image/png,%89PNG", "must be of the form data:image/png;base64,"),
-    ("data:image/png;base64", "must be of the form data:image/png;base64,"),
-    ("A" * 1_000_000, r"more than 0 MB: an image file may have that many \(BAKEOFF_SERVE_MEGABYTES\)"),
-    ("A" * 2000, r"more than 0 MB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent, reason",
+    [
+        (None, r"received nothing \(null\)"),
+        (float("nan"), r"received nothing \(null\)"),
+        (7, "received a value of type int"),
+        (b"iVBO", "received a value of type bytes"),
+        (["iVBO"], "received a value of type list"),
+        ("", "received an empty text"),
+        (" \n ", "received an empty text"),
+        ("data:image/png;base64,", "received an empty text"),
+        ("photo.jpg", "must be base64 text of an image file: "),
+        ("größe", "must be base64 text of an image file: "),
+        ("iVBOR", "must be base64 text of an image file: "),  # which character is missing?
+        ("iV=BO", "must be base64 text of an image file: "),
+        ("iVBOR===", "must be base64 text of an image file: "),
+        ("data:image/png,%89PNG", "must be of the form data:image/png;base64,"),
+        ("data:image/png;base64", "must be of the form data:image/png;base64,"),
+        ("A" * 1_000_000, r"more than 0 MB: an image file may have that many \(BAKEOFF_SERVE_MEGABYTES\)"),
+        ("A" * 2000, r"more than 0 MB"),
+    ],
+)
 def test_other_text_is_refused(serving, sent, reason):
     with pytest.raises(serving.Refusal, match=reason):
         serving.decoded(sent, most=1000)
@@ -190,18 +196,43 @@ class Served:
         if record.stage == "sweep":
             files["backbone"] = str(artifacts.BACKBONES / record.network)
         pyfunc.save_model(
-            str(place / "model"), python_model=str(models.LOGGED_MODEL), artifacts=files,
-            code_paths=[str(provenance.ROOT / "pipeline")], signature=models.signature(record.classes),
+            str(place / "model"),
+            python_model=str(models.LOGGED_MODEL),
+            artifacts=files,
+            code_paths=[str(provenance.ROOT / "pipeline")],
+            signature=models.signature(record.classes),
             pip_requirements=[],
-        )  # fmt: skip
-        command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(place / "model"),
-                   "--env-manager", "local", "--host", HOST, "--port", str(self.port)]  # fmt: skip
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "--model-uri",
+            str(place / "model"),
+            "--env-manager",
+            "local",
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=place, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true",
-                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environment},
-            )  # fmt: skip
+                command,
+                cwd=place,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "PYTHONWARNINGS": "ignore",
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    **environment,
+                },
+            )
 
     def __enter__(self) -> Served:
         end = time.monotonic() + SECONDS_TO_START

@@ -37,8 +37,16 @@ def project(root, tmp_path, monkeypatch) -> Path:
         (artifacts.SPLIT / path).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(artifacts.SPLIT / path)
-        rows.append({"path": path, "label": label, "split": "train", "group": "", "stratum": "",
-                     "sha256": artifacts.sha256_file(artifacts.SPLIT / path)})  # fmt: skip
+        rows.append(
+            {
+                "path": path,
+                "label": label,
+                "split": "train",
+                "group": "",
+                "stratum": "",
+                "sha256": artifacts.sha256_file(artifacts.SPLIT / path),
+            }
+        )
     rows.sort(key=lambda row: (row["label"], row["path"]))
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
     return tmp_path

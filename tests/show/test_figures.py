@@ -72,12 +72,14 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "nothing fitted by steps": lambda path: figures.learning_curves([SVM], path=path),
     "leaderboard": lambda path: figures.leaderboard(
         [figures.Bar("lite · head", 0.9, 0.88, 0.85, 0.91), figures.Bar("net · scratch", 0.8, 0.79, 0.75, 0.83)],
-        label="accuracy", confidence=0.95, path=path,
+        label="accuracy",
+        confidence=0.95,
+        path=path,
     ),
     "leaderboard of an undefined metric": lambda path: figures.leaderboard(
         [figures.Bar("lite · head", 0.9, np.nan, np.nan, np.nan)], label="ROC-AUC", confidence=0.95, path=path
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

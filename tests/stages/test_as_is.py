@@ -45,8 +45,16 @@ def output(tmp_path_factory) -> Path:
                 path = f"validation/{label}/{name}.png"
                 (artifacts.SPLIT / path).parent.mkdir(parents=True, exist_ok=True)
                 image.save(artifacts.SPLIT / path)
-                rows.append({"path": path, "label": label, "split": "validation", "group": "", "stratum": "",
-                             "sha256": artifacts.sha256_file(artifacts.SPLIT / path)})  # fmt: skip
+                rows.append(
+                    {
+                        "path": path,
+                        "label": label,
+                        "split": "validation",
+                        "group": "",
+                        "stratum": "",
+                        "sha256": artifacts.sha256_file(artifacts.SPLIT / path),
+                    }
+                )
         artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
         for stage in (backbone, as_is):
             stage.main(params.Params(VALUES, stage.READS), backbone="efficientnet_lite0", log=NoLog())
@@ -60,8 +68,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_a_daisy_is_called_daisy(output):
     rows = rows_of(output / "predictions.csv")
-    assert [row["path"] for row in rows] == [f"validation/{name}.png" for name in
-                                             ("flower/a", "flower/b", "temple/a", "temple/b")]  # fmt: skip
+    assert [row["path"] for row in rows] == [
+        f"validation/{name}.png" for name in ("flower/a", "flower/b", "temple/a", "temple/b")
+    ]
     assert [(row["label"], row["class_1"], row["name_1"]) for row in rows[::2]] == [
         ("flower", "985", "daisy"),
         ("temple", "698", "palace"),
@@ -165,8 +174,10 @@ def test_the_command_prints_the_top_five_of_a_file(project, capsys):
 def test_the_command_takes_folders_and_parts_and_a_broken_file_costs_only_itself(project, capsys):
     assert command_line(["as-is", "photos", "validation", "--top", "1"]) == 1
     said = capsys.readouterr()
-    assert said.out.splitlines()[::2] == ["photos/daisy.png", *(f"data/split/validation/{name}.png" for name in
-                                          ("flower/a", "flower/b", "temple/a", "temple/b"))]  # fmt: skip
+    assert said.out.splitlines()[::2] == [
+        "photos/daisy.png",
+        *(f"data/split/validation/{name}.png" for name in ("flower/a", "flower/b", "temple/a", "temple/b")),
+    ]
     assert "not classified: photos/broken.png" in said.err
 
 
@@ -251,12 +262,15 @@ def test_the_command_prints_vgg16s_top_five(project, capsys):
     assert "vgg16, whose weights are random: its classes mean nothing, 224 x 224, on 1 images" in said.err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["photos/daisy.png", "--backbone", "vgg61"], "unknown 'vgg61' (did you mean 'vgg1"),
-    (["photos/daisy.png", "--top", "0"], "--top must be from 1 to 1000, received 0"),
-    (["nothing.png"], "nothing.png: no image found"),
-    (["photos/daisy.png", "--weights", "none.pth"], "there is no file none.pth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos/daisy.png", "--backbone", "vgg61"], "unknown 'vgg61' (did you mean 'vgg1"),
+        (["photos/daisy.png", "--top", "0"], "--top must be from 1 to 1000, received 0"),
+        (["nothing.png"], "nothing.png: no image found"),
+        (["photos/daisy.png", "--weights", "none.pth"], "there is no file none.pth"),
+    ],
+)
 def test_the_command_refuses_in_words(project, capsys, arguments, message):
     assert command_line(["as-is", *arguments]) == 1
     assert message in capsys.readouterr().err

@@ -70,11 +70,19 @@ def write_manifest(
 ) -> None:
     """``grouped_by``: so many images of a class and stratum in a row are of one group."""
     rows = [
-        dict(path=f"{part}/{label}/{stratum}{index}.png", label=label, split=part, stratum=stratum,
-             group=f"{part}{label}{stratum}{index // grouped_by}" if grouped_by else "",
-             sha256=f"{part}{label}{stratum}{index}")
-        for part, count in EACH.items() for label in classes for stratum in strata for index in range(count)
-    ]  # fmt: skip
+        dict(
+            path=f"{part}/{label}/{stratum}{index}.png",
+            label=label,
+            split=part,
+            stratum=stratum,
+            group=f"{part}{label}{stratum}{index // grouped_by}" if grouped_by else "",
+            sha256=f"{part}{label}{stratum}{index}",
+        )
+        for part, count in EACH.items()
+        for label in classes
+        for stratum in strata
+        for index in range(count)
+    ]
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
 
 
@@ -130,41 +138,72 @@ def write_run(
     directory = artifacts.RUNS / f"{network}-{method}"
     candidates = [
         artifacts.Candidate(
-            name=f"C={index}", parameters={"C": index}, converged=converged[index] if converged else True,
-            history=history or {}, notes=notes or {},
+            name=f"C={index}",
+            parameters={"C": index},
+            converged=converged[index] if converged else True,
+            history=history or {},
+            notes=notes or {},
         )
         for index in range(len(validation))
-    ]  # fmt: skip
+    ]
     stacked = [probabilities(part.labels, right=share, n_classes=count, seed=seed) for share in validation]
     artifacts.write_predictions(
         directory / "predictions.npz",
         artifacts.Predictions(
-            np.stack(stacked), probabilities(tests, right=test, n_classes=count, seed=seed + 1),
-            *([np.stack([probabilities(labels, right=share, n_classes=count, seed=seed + 2) for share in shares])
-               for labels, shares in zip((part.labels, tests), zip(*again, strict=True), strict=True)]
-              if again else ()),
+            np.stack(stacked),
+            probabilities(tests, right=test, n_classes=count, seed=seed + 1),
+            *(
+                [
+                    np.stack([probabilities(labels, right=share, n_classes=count, seed=seed + 2) for share in shares])
+                    for labels, shares in zip((part.labels, tests), zip(*again, strict=True), strict=True)
+                ]
+                if again
+                else ()
+            ),
         ),
-    )  # fmt: skip
+    )
     artifacts.write_record(
         directory / "record.json",
         artifacts.Record(
-            stage=stage, network=network, method=method, classes=list(part.classes), parameters={},
+            stage=stage,
+            network=network,
+            method=method,
+            classes=list(part.classes),
+            parameters={},
             inputs={"data/split/manifest.csv": artifacts.sha256_file(artifacts.MANIFEST)},
-            candidates=candidates, selected=selected, draws=draws,
+            candidates=candidates,
+            selected=selected,
+            draws=draws,
             repeats=[artifacts.Repeat(seed=number) for number in range(len(again))],
-            cost=artifacts.Cost(trainable_parameters=1281, total_parameters=3_400_000, model_bytes=17_000_000,
-                                multiply_adds=407_000_000),
+            cost=artifacts.Cost(
+                trainable_parameters=1281, total_parameters=3_400_000, model_bytes=17_000_000, multiply_adds=407_000_000
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def write_three_runs() -> None:
     """The SVM wins on validation; the trees would have won on test."""
     write_run("lite", "svm", validation=[0.6, 0.9], selected=1, test=0.8, converged=[False, True], seed=1)
-    write_run("lite", "trees", validation=[0.8], test=0.9, history={"validation_log_loss": [0.6, 0.5, 0.52]},
-              notes={"best_iteration": 2}, seed=2)  # fmt: skip
-    write_run("convnet", "scratch", validation=[0.6], test=0.6, stage="scratch", history=KERAS_HISTORY,
-              notes={"best_epoch": 1}, seed=3)  # fmt: skip
+    write_run(
+        "lite",
+        "trees",
+        validation=[0.8],
+        test=0.9,
+        history={"validation_log_loss": [0.6, 0.5, 0.52]},
+        notes={"best_iteration": 2},
+        seed=2,
+    )
+    write_run(
+        "convnet",
+        "scratch",
+        validation=[0.6],
+        test=0.6,
+        stage="scratch",
+        history=KERAS_HISTORY,
+        notes={"best_epoch": 1},
+        seed=3,
+    )
 
 
 def entries() -> list[dict[str, Any]]:
@@ -313,8 +352,10 @@ def test_details_hold_every_pair_and_how_stable_the_places_are(compared):
         for name in names
     }
     assert [(pair["first"], pair["second"]) for pair in details["pairs"]] == [
-        (names[0], names[1]), (names[0], names[2]), (names[1], names[2])
-    ]  # fmt: skip
+        (names[0], names[1]),
+        (names[0], names[2]),
+        (names[1], names[2]),
+    ]
     for pair in details["pairs"]:
         first, second = right[pair["first"]], right[pair["second"]]
         assert pair["only_first_right"] == (first & ~second).sum()

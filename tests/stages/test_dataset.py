@@ -197,7 +197,9 @@ def test_unreadable_images_are_recorded_and_left_out_and_too_many_stop_the_run(t
     for number, image in enumerate(chosen):
         content = (source.root / image.path).read_bytes()
         (copied / image.path).write_bytes(content[:2000] if number == 3 else content)
-        images.append(sources.SourceImage(image.path, image.label, image.stratum, "", artifacts.sha256_file(copied / image.path)))  # fmt: skip
+        images.append(
+            sources.SourceImage(image.path, image.label, image.stratum, "", artifacts.sha256_file(copied / image.path))
+        )
     reader = SimpleNamespace(read=lambda params: sources.Source(copied, tuple(images)), root=lambda params: copied)
     monkeypatch.setitem(sources.READERS, "elpv", reader)
     given = stage_values(tmp_path, max_dropped=0.02)

@@ -39,8 +39,16 @@ def project(tmp_path, monkeypatch, values) -> Path:
         for index, label in enumerate(CLASSES):
             for number in range(PER_CLASS):
                 path = f"{part}/{label}/{number}.png"
-                rows.append({"path": path, "label": label, "split": part, "group": "", "stratum": "",
-                             "sha256": f"{len(rows):064}"})  # fmt: skip
+                rows.append(
+                    {
+                        "path": path,
+                        "label": label,
+                        "split": part,
+                        "group": "",
+                        "stratum": "",
+                        "sha256": f"{len(rows):064}",
+                    }
+                )
                 if part == "validation":
                     write_image(artifacts.SPLIT / path, channel=2 - 2 * index, corner=4 * number)
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
@@ -73,11 +81,16 @@ def write_run(image_params: dict, *, stage: str = "scratch", wrong: int = 2) -> 
     validation[0, PER_CLASS - wrong : PER_CLASS] = [0.25, 0.75]
     artifacts.write_predictions(directory / "predictions.npz", artifacts.Predictions(validation, validation[0]))
     record = artifacts.Record(
-        stage=stage, network="tiny", method=stage, classes=list(CLASSES), parameters={"images": image_params},
+        stage=stage,
+        network="tiny",
+        method=stage,
+        classes=list(CLASSES),
+        parameters={"images": image_params},
         inputs={str(artifacts.MANIFEST): artifacts.sha256_file(artifacts.MANIFEST)},
-        candidates=[artifacts.Candidate(name=stage, parameters={})], selected=0,
+        candidates=[artifacts.Candidate(name=stage, parameters={})],
+        selected=0,
         cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     artifacts.write_record(directory / "record.json", record)
 
 
@@ -106,8 +119,14 @@ def test_the_pages_show_what_was_chosen_from_validation_and_have_the_same_bytes_
             assert len(page.convert("L").getcolors(256)) > 10
     # Two right and two wrong ones of blue, two right ones of red, which has no wrong one.
     shown = [(Path(each["path"]).name, each["label"] == each["predicted"]) for each in about["heat_maps"]["images"]]
-    assert shown == [("0.png", True), ("2.png", True), ("3.png", False), ("4.png", False), ("1.png", True),
-                     ("3.png", True)]  # fmt: skip
+    assert shown == [
+        ("0.png", True),
+        ("2.png", True),
+        ("3.png", False),
+        ("4.png", False),
+        ("1.png", True),
+        ("3.png", True),
+    ]
     assert [each["probability"] for each in about["heat_maps"]["images"]] == [0.9, 0.9, 0.75, 0.75, 0.8, 0.8]
     assert all(each["path"].startswith("validation/") for each in about["heat_maps"]["images"])
     assert about["heat_maps"]["layer"] == "conv_2"
@@ -191,11 +210,16 @@ SOMETHING = NOTHING._replace(heat=np.eye(3, dtype=np.float32))
 PAGES = {
     "heat maps": lambda path: explain_figures.heat_maps(
         [explain_figures.Group("cat, right", [SOMETHING, NOTHING]), explain_figures.Group("cat, wrong: 0", [])],
-        title="Title", subtitle="One line\nand another", path=path,
+        title="Title",
+        subtitle="One line\nand another",
+        path=path,
     ),
     "constant maps": lambda path: explain_figures.feature_maps(
-        [explain_figures.LayerMaps("conv", [3], 8, np.ones((1, 4, 6, 1), np.float32))], [("cat", GREY)],
-        title="Title", subtitle="Subtitle", path=path,
+        [explain_figures.LayerMaps("conv", [3], 8, np.ones((1, 4, 6, 1), np.float32))],
+        [("cat", GREY)],
+        title="Title",
+        subtitle="Subtitle",
+        path=path,
     ),
     "kernels of one channel": lambda path: explain_figures.kernels(
         np.linspace(-1, 1, 36, dtype=np.float32).reshape(4, 3, 3, 1), title="Title", subtitle="Subtitle", path=path
@@ -204,7 +228,7 @@ PAGES = {
         np.zeros((100, 1, 1, 3), np.float32), title="Title", subtitle="Subtitle", path=path
     ),
     "textbook": lambda path: explain_figures.textbook_operations(GREY, title="Title", subtitle="Subtitle", path=path),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PAGES)

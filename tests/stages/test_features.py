@@ -45,17 +45,31 @@ def project(tmp_path, monkeypatch, network):
         file = artifacts.SPLIT / path
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (12, 9, 3)).astype(np.uint8)).save(file)
-        rows.append({"path": path, "label": file.parent.name, "split": part, "group": "", "stratum": "",
-                     "sha256": artifacts.sha256_file(file)})  # fmt: skip
+        rows.append(
+            {
+                "path": path,
+                "label": file.parent.name,
+                "split": part,
+                "group": "",
+                "stratum": "",
+                "sha256": artifacts.sha256_file(file),
+            }
+        )
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
     directory = artifacts.BACKBONES / "tiny"
     graphs.save(network, directory)
     spec = NetworkSpec(
-        name="tiny", input_size=8, feature_layer="avg_pool", feature_width=6, map_layer="preprocess",
-        preprocess="backbone", prediction_layer="predictions", weights={},
+        name="tiny",
+        input_size=8,
+        feature_layer="avg_pool",
+        feature_width=6,
+        map_layer="preprocess",
+        preprocess="backbone",
+        prediction_layer="predictions",
+        weights={},
         blocks=[BlockSpec(name="all", first_layer="preprocess")],
         cost=graphs.cost_of(graphs.cut(network, "avg_pool")),
-    )  # fmt: skip
+    )
     graphs.write_spec(spec, directory)
     return tmp_path
 
@@ -179,8 +193,14 @@ def test_images_that_were_seen_before_are_not_computed_again(project, capsys, mo
     rows = artifacts.read_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS)
     file = artifacts.SPLIT / "train" / "cat" / "new.png"
     Image.fromarray(np.full((9, 9, 3), 77, np.uint8)).save(file)
-    new = {"path": "train/cat/new.png", "label": "cat", "split": "train", "group": "", "stratum": "",
-           "sha256": artifacts.sha256_file(file)}  # fmt: skip
+    new = {
+        "path": "train/cat/new.png",
+        "label": "cat",
+        "split": "train",
+        "group": "",
+        "stratum": "",
+        "sha256": artifacts.sha256_file(file),
+    }
     computed = []
     original = inference.FrozenNetwork.map
     monkeypatch.setattr(

@@ -29,44 +29,65 @@ RUN = Path("results/runs/tiny-logistic_regression")
 ONE = {"scale": ["standard"], "class_weight": [None]}
 BLOCKS = {
     "catboost": {
-        "search": "grid", "trees": 5, "patience": 2,
+        "search": "grid",
+        "trees": 5,
+        "patience": 2,
         "grid": {"depth": [2], "learning_rate": [0.3], "l2_leaf_reg": [3.0], "feature_fraction": [0.5], **ONE},
     },
     "gradient_boosting": {
-        "search": "grid", "trees": 5, "patience": 2,
+        "search": "grid",
+        "trees": 5,
+        "patience": 2,
         "grid": {
-            "max_leaf_nodes": [4], "learning_rate": [0.3], "max_features": [0.5], "min_samples_leaf": [5],
-            "l2_regularization": [0.0], **ONE,
+            "max_leaf_nodes": [4],
+            "learning_rate": [0.3],
+            "max_features": [0.5],
+            "min_samples_leaf": [5],
+            "l2_regularization": [0.0],
+            **ONE,
         },
     },
     "k_nearest_neighbors": {
-        "search": "grid", "grid": {"n_neighbors": [3, 9], "metric": ["cosine"], "weights": ["distance"], **ONE},
+        "search": "grid",
+        "grid": {"n_neighbors": [3, 9], "metric": ["cosine"], "weights": ["distance"], **ONE},
     },
     "lightgbm": {
-        "search": "grid", "trees": 5, "patience": 2,
+        "search": "grid",
+        "trees": 5,
+        "patience": 2,
         "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.5], "min_data_in_leaf": [5], **ONE},
     },
     "linear_svm": {"search": "grid", "grid": {"C": [0.01, 0.1], **ONE}},
     "logistic_regression": {"search": "grid", "grid": {"C": [0.0001, 0.1, 1.0], **ONE}},
     "random_forest": {
-        "search": "grid", "grid": {"n_estimators": [5, 9], "max_features": [0.3], "min_samples_leaf": [2], **ONE},
+        "search": "grid",
+        "grid": {"n_estimators": [5, 9], "max_features": [0.3], "min_samples_leaf": [2], **ONE},
     },
     "rbf_svm": {
-        "search": "grid", "exact_up_to": 10_000, "components": 50,
+        "search": "grid",
+        "exact_up_to": 10_000,
+        "components": 50,
         "grid": {"C": [1.0], "gamma": ["scale"], **ONE},
     },
     "xgboost": {
-        "search": "grid", "trees": 5, "patience": 2,
+        "search": "grid",
+        "trees": 5,
+        "patience": 2,
         "grid": {
-            "max_depth": [2], "learning_rate": [0.3], "feature_fraction": [0.5], "min_child_weight": [1.0],
-            "reg_lambda": [1.0], **ONE,
+            "max_depth": [2],
+            "learning_rate": [0.3],
+            "feature_fraction": [0.5],
+            "min_child_weight": [1.0],
+            "reg_lambda": [1.0],
+            **ONE,
         },
     },
-}  # fmt: skip
+}
 TPE = {
-    "search": "tpe", "candidates": 14,
+    "search": "tpe",
+    "candidates": 14,
     "grid": {"C": {"low": 0.0001, "high": 100.0, "log": True}, "scale": ["standard"], "class_weight": [None]},
-}  # fmt: skip
+}
 VALUES = {
     "seed": 0,
     "repeats": 1,
@@ -89,10 +110,16 @@ def write_project(root: Path) -> None:
     features, labels = sklearn.datasets.load_breast_cancer(return_X_y=True)
     parts = np.resize(["train", "train", "validation", "test"], len(labels))
     rows = [
-        {"path": f"{part}/{CLASSES[label]}/{row}.png", "label": CLASSES[label], "split": part, "group": row,
-         "stratum": "", "sha256": f"{row:064x}"}
+        {
+            "path": f"{part}/{CLASSES[label]}/{row}.png",
+            "label": CLASSES[label],
+            "split": part,
+            "group": row,
+            "stratum": "",
+            "sha256": f"{row:064x}",
+        }
         for row, (part, label) in enumerate(zip(parts, labels, strict=True))
-    ]  # fmt: skip
+    ]
     artifacts.write_csv(root / artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, rows)
     directory = root / artifacts.FEATURES / "tiny"
     directory.mkdir(parents=True)

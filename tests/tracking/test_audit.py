@@ -339,9 +339,18 @@ def test_a_server_is_audited_by_questions_alone(
 
 @pytest.mark.parametrize(
     ("received", "expected", "agree"),
-    [(0.5, 0.5, True), (0.843751, 0.84375, True), (0.8438, 0.84375, False), (0.0, 1e-9, False), (None, None, True),
-     (None, 0.5, False), (0.5, None, False), (float("nan"), float("nan"), True), (float("nan"), 0.5, False)],
-)  # fmt: skip
+    [
+        (0.5, 0.5, True),
+        (0.843751, 0.84375, True),
+        (0.8438, 0.84375, False),
+        (0.0, 1e-9, False),
+        (None, None, True),
+        (None, 0.5, False),
+        (0.5, None, False),
+        (float("nan"), float("nan"), True),
+        (float("nan"), 0.5, False),
+    ],
+)
 def test_metrics_agree_up_to_the_sixth_digit(received, expected, agree) -> None:
     assert tracking.agrees(received, expected) is agree
 
@@ -389,9 +398,9 @@ def test_runs_of_earlier_records_are_none_if_git_has_their_scores(shown: trackin
     today = age(shown)
     assert audit(today) == others(today, committed(shown)) == []
     assert others(today, None) == [], "without git nobody knows"
-    assert others(today, {}) == others(today, {"lite0-head": [{"accuracy": accuracy(shown)}]}) == [
-        ("warning", "unknown")
-    ]  # fmt: skip
+    assert (
+        others(today, {}) == others(today, {"lite0-head": [{"accuracy": accuracy(shown)}]}) == [("warning", "unknown")]
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"dvc_experiment": "lucky"}, {"environment_witnessed": "true"}])

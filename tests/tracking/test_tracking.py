@@ -94,14 +94,17 @@ def write_run(run: Run, *, candidates: int = 3, seed: int = 0) -> artifacts.Reco
         inputs={"data/split/manifest.csv": "0" * 64},
         candidates=[
             artifacts.Candidate(
-                name=f"C={index}", parameters={"C": index}, converged=index > 0, notes={"iterations": 7},
+                name=f"C={index}",
+                parameters={"C": index},
+                converged=index > 0,
+                notes={"iterations": 7},
                 history=epochs if run.stage == "head" else {},
             )
             for index in range(candidates)
         ],
         selected=1 if candidates > 1 else 0,
         cost=artifacts.Cost(trainable_parameters=10, total_parameters=20, model_bytes=30, multiply_adds=40),
-    )  # fmt: skip
+    )
     directory = artifacts.RUNS / run.name
     validation = random.dirichlet([1, 1], size=(candidates, 20)).astype(np.float32)
     artifacts.write_record(directory / "record.json", record)
@@ -238,8 +241,9 @@ def test_the_scores_on_test_are_those_of_the_methods_with_the_images_they_are_of
     part = hashlib.sha256(b"test").hexdigest()
     found = tracking.scores(tracking.locate(), "elpv", metric="accuracy")
     assert [(one.run, one.value, one.test_part, one.deleted) for one in found] == [
-        ("lite0-head", 0.8, part, False), ("lite0-logistic_regression", 0.8, part, False)
-    ]  # fmt: skip
+        ("lite0-head", 0.8, part, False),
+        ("lite0-logistic_regression", 0.8, part, False),
+    ]
     assert len({one.record for one in found}) == 2
     assert tracking.scores(tracking.locate(), "elpv", metric="roc_auc") == []
     assert tracking.scores(tracking.locate(), "folder", metric="accuracy") is None
@@ -353,9 +357,11 @@ def test_a_methods_run_shows_its_selected_candidate(shown: tracking.Comparison) 
 def test_nested_parameters_have_dotted_names_and_those_that_are_off_are_null() -> None:
     block = {"head.optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": False}, "head.early_stopping": None}
     assert contents.flatten(block) == {
-        "head.optimizer.name": "sgd", "head.optimizer.momentum": "0.9", "head.optimizer.nesterov": "false",
+        "head.optimizer.name": "sgd",
+        "head.optimizer.momentum": "0.9",
+        "head.optimizer.nesterov": "false",
         "head.early_stopping": "null",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.usefixtures("shown")
@@ -428,9 +434,12 @@ def test_repeats_and_calibration_are_metrics_of_the_method_and_series_have_names
     repeated = record.model_copy(update={"repeats": [again]})
     artifacts.write_record(artifacts.RUNS / RUNS[1].name / "record.json", repeated)
     one = dataclasses.replace(
-        method(RUNS[1], champion=True), repeats=2, spread={"test": {"accuracy": (0.75, 0.05)}},
-        calibrator={"kind": "temperature", "temperature": 1.5}, calibrated={"test": {"log_loss": 0.3}},
-    )  # fmt: skip
+        method(RUNS[1], champion=True),
+        repeats=2,
+        spread={"test": {"accuracy": (0.75, 0.05)}},
+        calibrator={"kind": "temperature", "temperature": 1.5},
+        calibrated={"test": {"log_loss": 0.3}},
+    )
     sync(comparison(one))
     run = the_method("head · lite0")
     shown = run.data.metrics
@@ -785,8 +794,12 @@ def forbid_writing(database: Path) -> None:
     database.with_name(f"{database.name}-journal").mkdir()
 
 
-LOSSES = {delete_folder: "was removed or replaced", delete_file: "was removed or replaced",
-          replace_file: "was removed or replaced", forbid_writing: "failed: "}  # fmt: skip
+LOSSES = {
+    delete_folder: "was removed or replaced",
+    delete_file: "was removed or replaced",
+    replace_file: "was removed or replaced",
+    forbid_writing: "failed: ",
+}
 
 
 @pytest.mark.parametrize("lose", LOSSES, ids=[lose.__name__ for lose in LOSSES])
@@ -1091,11 +1104,17 @@ def tracked(two_methods: tracking.Comparison, values: dict) -> Params:
         artifacts.MANIFEST,
         artifacts.MANIFEST_COLUMNS,
         [
-            {"path": f"{part}/{CLASSES[index % 2]}/{index}.png", "label": CLASSES[index % 2], "split": part,
-             "group": str(index), "stratum": "", "sha256": hashlib.sha256(f"{part}{index}".encode()).hexdigest()}
+            {
+                "path": f"{part}/{CLASSES[index % 2]}/{index}.png",
+                "label": CLASSES[index % 2],
+                "split": part,
+                "group": str(index),
+                "stratum": "",
+                "sha256": hashlib.sha256(f"{part}{index}".encode()).hexdigest(),
+            }
             for part, index in rows
         ],
-    )  # fmt: skip
+    )
     undefined = {"value": None, "low": None, "high": None}
     scores = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}, "roc_auc": undefined}
     board = [{"run": run.name, "champion": run is RUNS[0], "test": scores} for run in RUNS]
@@ -1173,8 +1192,9 @@ def test_pages_of_what_a_network_sees_are_shown_with_the_training_that_they_show
     explained = artifacts.RESULTS / "explain" / "lite0-head"
     (explained / "gradcam.png").write_bytes(b"png")
     assert [method.explained for method in track.collect(tracked).methods] == [
-        (), (explained / "explain.json", explained / "gradcam.png")
-    ]  # fmt: skip
+        (),
+        (explained / "explain.json", explained / "gradcam.png"),
+    ]
     artifacts.write_json(explained / "explain.json", {"record": "that of an earlier training"})
     assert [method.explained for method in track.collect(tracked).methods] == [(), ()]
 
@@ -1228,8 +1248,12 @@ def test_the_saved_model_gives_the_probabilities_of_the_predictor_whatever_the_p
     artifacts.write_record(
         artifacts.RUNS / run.name / "record.json", record.model_copy(update={"parameters": parameters})
     )
-    layers = [keras.layers.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Rescaling(1 / 255),
-              keras.layers.Dense(2, activation="softmax", kernel_initializer="glorot_uniform")]  # fmt: skip
+    layers = [
+        keras.layers.Input((8, 8, 3)),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Dense(2, activation="softmax", kernel_initializer="glorot_uniform"),
+    ]
     graphs.save(keras.Sequential(layers), artifacts.RUNS / run.name)
     whole = {"tensors": [], "engine": "openvino", "precision": "float32"}
     artifacts.write_json(artifacts.RUNS / run.name / "frozen.json", whole)

@@ -751,9 +751,12 @@ def shown_methods(server: str, what: tracking.Comparison) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_another_environment_is_a_second_run_and_another_record_in_the_same_one_an_error(
-    server: Server, wanted: tracking.Comparison, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    server: Server,
+    wanted: tracking.Comparison,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
     stage: Callable[[], float],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     inputs = live_inputs()
     head = dataclasses.replace(wanted.methods[1], input_key=inputs.key(), champion=True)

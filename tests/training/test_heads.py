@@ -16,11 +16,14 @@ from tests.small_networks import COMPUTE, SPEC, head_params, headed, trunk
 RANDOM_PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("pooling, tensor, width", [
-    ("avg", "avg_pool:0:0", 8),
-    ("max", "block2_dropout_max:0:0", 8),
-    ("flatten", "block2_dropout_flatten:0:0", 7 * 7 * 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pooling, tensor, width",
+    [
+        ("avg", "avg_pool:0:0", 8),
+        ("max", "block2_dropout_max:0:0", 8),
+        ("flatten", "block2_dropout_flatten:0:0", 7 * 7 * 8),
+    ],
+)
 def test_rows_are_the_last_map_pooled_as_asked(keras, pooling, tensor, width):
     network = trunk()
     split = frozen_split.split(heads.add_head(heads.pooled(network, SPEC, pooling), n_classes=2, params=head_params()))
@@ -97,14 +100,28 @@ def test_a_head_survives_being_stored_and_converted(keras, tmp_path, output):
         assert artifacts.sha256_file(tmp_path / name) == artifacts.sha256_file(tmp_path / "again" / name)
 
 
-@pytest.mark.parametrize("recipe", [
-    {"hidden_units": [64]},
-    {"pooling": "flatten", "hidden_units": [256], "output": "sigmoid",
-     "optimizer": {"name": "rmsprop", "momentum": 0.0}},
-    {"pooling": "max", "hidden_units": [50], "activation": "tanh", "reduce_on_plateau": None, "early_stopping": None,
-     "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
-    {"hidden_units": [32], "optimizer": {"name": "adamw", "weight_decay": 0.004}, "class_weight": "balanced"},
-], ids=["dense 64", "flatten, sigmoid, rmsprop", "sgd, no callbacks", "adamw"])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"hidden_units": [64]},
+        {
+            "pooling": "flatten",
+            "hidden_units": [256],
+            "output": "sigmoid",
+            "optimizer": {"name": "rmsprop", "momentum": 0.0},
+        },
+        {
+            "pooling": "max",
+            "hidden_units": [50],
+            "activation": "tanh",
+            "reduce_on_plateau": None,
+            "early_stopping": None,
+            "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+        },
+        {"hidden_units": [32], "optimizer": {"name": "adamw", "weight_decay": 0.004}, "class_weight": "balanced"},
+    ],
+    ids=["dense 64", "flatten, sigmoid, rmsprop", "sgd, no callbacks", "adamw"],
+)
 def test_a_recipe_of_the_courses_learns(keras, digits, recipe):
     keras.utils.set_random_seed(0)
     params = head_params(epochs=6, **recipe)
@@ -112,9 +129,11 @@ def test_a_recipe_of_the_courses_learns(keras, digits, recipe):
     split = frozen_split.split(model)
     engine = inference.FrozenNetwork(lambda: split.frozen, compute=COMPUTE)
     rows = fitting.Examples(
-        digits.train_labels, lambda *asked: engine.run(digits.train(*asked)),
-        digits.validation_labels, lambda asked: engine.run(digits.validation(asked)),
-    )  # fmt: skip
+        digits.train_labels,
+        lambda *asked: engine.run(digits.train(*asked)),
+        digits.validation_labels,
+        lambda asked: engine.run(digits.validation(asked)),
+    )
     history = fitting.fit(split.tail, rows, whole=model, params=params, seed=0, log=NoLog()).history
     assert history["loss"][-1] < history["loss"][0]
     assert min(history["val_loss"]) < history["val_loss"][0]

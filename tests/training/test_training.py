@@ -114,17 +114,20 @@ def composed(keras, split: frozen_split.Split, pixels: np.ndarray) -> np.ndarray
     return np.asarray(split.tail(rows, training=False))
 
 
-@pytest.mark.parametrize("build, first_layer, tensors", [
-    (trunk, None, {"avg_pool"}),
-    (trunk, "block2_conv", {"block1_dropout"}),
-    (trunk, "block2_bn", {"block2_conv"}),
-    # What holds no weights trains none: the cut lies behind it.
-    (trunk, "block1_relu", {"block1_dropout"}),
-    (crossing, None, {"avg_pool"}),
-    (crossing, "cell4_left", {"cell2_dropout", "cell3_dropout"}),
-    # The left branch of the last cell is listed before its right one, so it stays frozen.
-    (crossing, "cell4_right", {"cell2_dropout", "cell4_left"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build, first_layer, tensors",
+    [
+        (trunk, None, {"avg_pool"}),
+        (trunk, "block2_conv", {"block1_dropout"}),
+        (trunk, "block2_bn", {"block2_conv"}),
+        # What holds no weights trains none: the cut lies behind it.
+        (trunk, "block1_relu", {"block1_dropout"}),
+        (crossing, None, {"avg_pool"}),
+        (crossing, "cell4_left", {"cell2_dropout", "cell3_dropout"}),
+        # The left branch of the last cell is listed before its right one, so it stays frozen.
+        (crossing, "cell4_right", {"cell2_dropout", "cell4_left"}),
+    ],
+)
 def test_the_cut_is_what_enters_the_part_that_trains_and_the_two_parts_make_the_whole(
     keras, digits, build, first_layer, tensors
 ):
@@ -228,13 +231,16 @@ def test_the_best_epoch_is_kept_not_the_last(keras, digits, callbacks):
     assert loss == pytest.approx(min(fitted.history["val_loss"]), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize(("plateau", "stopping", "rates"), [
-    # Nothing improves after the first epoch: the rate falls after so many more, and training ends after so many.
-    ({"factor": 0.2, "patience": 3}, {"patience": 5}, [1.0] * 4 + [0.2] * 2),
-    ({"factor": 0.5, "patience": 1}, {"patience": 3}, [1.0] * 2 + [0.5, 0.25]),
-    (None, {"patience": 2}, [1.0] * 3),
-    ({"factor": 0.1, "patience": 2}, None, [1.0] * 3 + [0.1] * 2 + [0.01] * 2 + [0.001]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plateau", "stopping", "rates"),
+    [
+        # Nothing improves after the first epoch: the rate falls after so many more, and training ends after so many.
+        ({"factor": 0.2, "patience": 3}, {"patience": 5}, [1.0] * 4 + [0.2] * 2),
+        ({"factor": 0.5, "patience": 1}, {"patience": 3}, [1.0] * 2 + [0.5, 0.25]),
+        (None, {"patience": 2}, [1.0] * 3),
+        ({"factor": 0.1, "patience": 2}, None, [1.0] * 3 + [0.1] * 2 + [0.01] * 2 + [0.001]),
+    ],
+)
 def test_without_improvement_the_rate_falls_and_training_stops_as_params_say(keras, digits, plateau, stopping, rates):
     still = 1e-12  # too low to change an answer
     asked = {"reduce_on_plateau": plateau, "early_stopping": stopping}

@@ -47,14 +47,17 @@ def weights_of(model) -> dict[str, np.ndarray]:
 # --- which layers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given, first, trained", [
-    ({"from_layer": "block1_bn"}, "block1_bn", {"block1_bn", "block2_conv", "block2_bn"}),
-    ({"last_layers": 1}, "block2_bn", {"block2_bn"}),
-    ({"last_layers": 3}, "block1_bn", {"block1_bn", "block2_conv", "block2_bn"}),
-    ({"last_blocks": 1}, "block2_conv", {"block2_conv", "block2_bn"}),
-    ({"last_blocks": 2}, "block1_conv", {"block1_conv", "block1_bn", "block2_conv", "block2_bn"}),
-    ({"last_blocks": "all"}, None, {"block1_conv", "block1_bn", "block2_conv", "block2_bn"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, first, trained",
+    [
+        ({"from_layer": "block1_bn"}, "block1_bn", {"block1_bn", "block2_conv", "block2_bn"}),
+        ({"last_layers": 1}, "block2_bn", {"block2_bn"}),
+        ({"last_layers": 3}, "block1_bn", {"block1_bn", "block2_conv", "block2_bn"}),
+        ({"last_blocks": 1}, "block2_conv", {"block2_conv", "block2_bn"}),
+        ({"last_blocks": 2}, "block1_conv", {"block1_conv", "block1_bn", "block2_conv", "block2_bn"}),
+        ({"last_blocks": "all"}, None, {"block1_conv", "block1_bn", "block2_conv", "block2_bn"}),
+    ],
+)
 def test_what_is_unfrozen_is_what_was_asked_for(keras, given, first, trained):
     model = headed()
     found = unfreezing.first_layer(model, SPEC, unfreeze_params(**given))
@@ -64,10 +67,13 @@ def test_what_is_unfrozen_is_what_was_asked_for(keras, given, first, trained):
     assert {layer.name for layer in trunk.layers if layer.trainable_weights} == trained
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"last_layers": 5}, "last_layers must be at most 4, the layers with weights of trunk, received 5"),
-    ({"last_blocks": 3}, "last_blocks must be at most 2, the blocks of trunk, received 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"last_layers": 5}, "last_layers must be at most 4, the layers with weights of trunk, received 5"),
+        ({"last_blocks": 3}, "last_blocks must be at most 2, the blocks of trunk, received 3"),
+    ],
+)
 def test_more_than_there_is_cannot_be_unfrozen(keras, given, message):
     with pytest.raises(TrainingError, match=message):
         unfreezing.first_layer(headed(), SPEC, unfreeze_params(**given))
@@ -88,8 +94,9 @@ def test_every_block_has_its_share_of_the_rate_of_the_one_after_it(keras):
     found = unfreezing.paces(model, SPEC, fine_tune_params(layer_decay=0.5, gradual=gradual, epochs=3))
     assert [(pace.name, pace.rate, pace.first_epoch) for pace in found] == [("block2", 0.5, 0), ("block1", 0.25, 2)]
     assert [[variable.name for variable in pace.variables] for pace in found] == [
-        ["kernel", "bias", "gamma", "beta"], ["gamma", "beta"],
-    ]  # fmt: skip
+        ["kernel", "bias", "gamma", "beta"],
+        ["gamma", "beta"],
+    ]
     assert unfreezing.paces(model, SPEC, fine_tune_params()) == []
 
 
@@ -99,8 +106,9 @@ def test_what_comes_before_the_first_block_is_a_block_of_its_own(keras):
     spec = SPEC.model_copy(update={"blocks": SPEC.blocks[1:]})
     found = unfreezing.paces(model, spec, fine_tune_params(layer_decay=0.5))
     assert [(pace.name, len(pace.variables), pace.rate) for pace in found] == [
-        ("block2", 4, 0.5), ("first layers", 4, 0.25),
-    ]  # fmt: skip
+        ("block2", 4, 0.5),
+        ("first layers", 4, 0.25),
+    ]
 
 
 def test_epochs_that_end_before_the_turn_of_a_block_are_refused(keras):
@@ -113,8 +121,9 @@ def test_epochs_that_end_before_the_turn_of_a_block_are_refused(keras):
 
 def fine_tune(model, digits, block: unfreezing.FineTuneParams, *, log=None):
     found = unfreezing.paces(model, SPEC, block)
-    return fitting.fit(frozen_split.end_to_end(model), digits, whole=model, params=block, seed=0, log=log or NoLog(),
-                       paces=found)  # fmt: skip
+    return fitting.fit(
+        frozen_split.end_to_end(model), digits, whole=model, params=block, seed=0, log=log or NoLog(), paces=found
+    )
 
 
 def fresh(keras):
@@ -185,8 +194,9 @@ def stepped(keras, optimizer, variables, steps: range) -> None:
     """Let an optimizer take steps down made-up gradients, the same for the same step."""
     for step in steps:
         draws = np.random.default_rng(step)
-        optimizer.apply([keras.ops.convert_to_tensor(draws.normal(size=3).astype(np.float32)) for _ in variables],
-                        variables)  # fmt: skip
+        optimizer.apply(
+            [keras.ops.convert_to_tensor(draws.normal(size=3).astype(np.float32)) for _ in variables], variables
+        )
 
 
 def two_variables(keras) -> list:

@@ -93,8 +93,13 @@ def write_folder(place: Path) -> None:
 
 def test_images_are_read_and_divided_the_same_by_everybody(root, values, tmp_path):
     given = {**values, "selection": {**values["selection"], "positive_class": None}}
-    given["dataset"] = {**values["dataset"], "source": "folder", "path": "data/images", "allow_untracked": True,
-                        "max_dropped": 0.2}  # fmt: skip
+    given["dataset"] = {
+        **values["dataset"],
+        "source": "folder",
+        "path": "data/images",
+        "allow_untracked": True,
+        "max_dropped": 0.2,
+    }
     worlds = {"here": World({"PYTHONPATH": str(root)}), "Kopie ü": elsewhere(tmp_path / "home")}
     worlds["Kopie ü"].variables["PYTHONPATH"] += f":{root}"
     found = {}
@@ -129,9 +134,15 @@ def test_methods_are_compared_the_same_by_everybody(root, tmp_path, monkeypatch)
         monkeypatch.chdir(tmp_path / name)
         test_compare.write_manifest()
         test_compare.write_three_runs()
-        given = test_compare.params(compare={
-            "confidence": 0.95, "bootstrap_samples": 300, "calibration_bins": 10, "calibration": "temperature", "ensemble": 9
-        })  # fmt: skip
+        given = test_compare.params(
+            compare={
+                "confidence": 0.95,
+                "bootstrap_samples": 300,
+                "calibration_bins": 10,
+                "calibration": "temperature",
+                "ensemble": 9,
+            }
+        )
         world.run("python", "-c", COMPARE, json.dumps(given.declared() | nested(given)), cwd=tmp_path / name)
         found.append(contents(tmp_path / name))
     one, other = found
@@ -223,10 +234,14 @@ ORDER_FREE = {"sorted", "any", "all", "sum", "len", "set", "frozenset", "min", "
 LISTINGS = {"listdir", "scandir", "iterdir", "glob", "rglob", "walk"}
 # They remove what they find, or say whether there is something; or they sort what they have opened in the next line.
 UNORDERED = {
-    ("core/artifacts.py", "whole_directory"), ("stages/dataset.py", "main"), ("stages/compare.py", "main"),
-    ("features/feature_store.py", "_remove_abandoned"), ("features/feature_store.py", "_bytes_in"), ("features/feature_store.py", "make_room"),
+    ("core/artifacts.py", "whole_directory"),
+    ("stages/dataset.py", "main"),
+    ("stages/compare.py", "main"),
+    ("features/feature_store.py", "_remove_abandoned"),
+    ("features/feature_store.py", "_bytes_in"),
+    ("features/feature_store.py", "make_room"),
     ("data/sources/folder.py", "_listed"),
-}  # fmt: skip
+}
 
 
 def calls(node: ast.AST, names: set[str]) -> bool:
@@ -266,9 +281,13 @@ CLOCKS_AND_MACHINES = re.compile(
 )
 # The feature store and the caches, which are no outputs; how long to wait; where downloads lie, of checked digests.
 ASKED = {
-    ("features/feature_store.py", "flush"), ("features/feature_store.py", "_remove_abandoned"), ("features/feature_store.py", "from_environment"),
-    ("classifiers/search/watchdog.py", "candidate_timeout"), ("networks/backbones/weights.py", "locate"), ("data/sources/keras_datasets.py", "_archives"),
-}  # fmt: skip
+    ("features/feature_store.py", "flush"),
+    ("features/feature_store.py", "_remove_abandoned"),
+    ("features/feature_store.py", "from_environment"),
+    ("classifiers/search/watchdog.py", "candidate_timeout"),
+    ("networks/backbones/weights.py", "locate"),
+    ("data/sources/keras_datasets.py", "_archives"),
+}
 
 
 def test_no_stage_asks_the_clock_the_machine_the_user_or_an_unseeded_generator():

@@ -33,9 +33,21 @@ WORKERS = 2
 # Only `track` needs a store; the others must not wait for the writers of those that were killed.
 NO_STORE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 # Of a matrix the first item, unless one is named.
-STAGES = ("dataset", "split", "backbone", "features", "as_is", "sweep@efficientnet_lite0-logistic_regression",
-          "sweep@efficientnet_lite0-rbf_svm", "head", "fine_tune", "scratch", "explain", "compare",
-          "track")  # fmt: skip
+STAGES = (
+    "dataset",
+    "split",
+    "backbone",
+    "features",
+    "as_is",
+    "sweep@efficientnet_lite0-logistic_regression",
+    "sweep@efficientnet_lite0-rbf_svm",
+    "head",
+    "fine_tune",
+    "scratch",
+    "explain",
+    "compare",
+    "track",
+)
 KILLED_UNDER_DVC = ("split", "sweep", "head", "compare")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -66,8 +78,9 @@ class Target:
         lock = lock_of(finished)
         name = next(name for name in lock if stage in (name, name.partition("@")[0]))
         shutil.copytree(finished, clone, symlinks=True, ignore=shutil.ignore_patterns(".dvc", ".git"))
-        target = cls(name, tuple(lock[name]["cmd"].split()), tuple(out["path"] for out in lock[name]["outs"]), clone,
-                     finished)  # fmt: skip
+        target = cls(
+            name, tuple(lock[name]["cmd"].split()), tuple(out["path"] for out in lock[name]["outs"]), clone, finished
+        )
         target.start_over()
         return target
 
@@ -99,9 +112,14 @@ class Target:
         environment = demo.environment() | ({} if self.stage == "track" else NO_STORE)
         with (self.clone.parent / f"{self.clone.name}.log").open("w") as console:
             return subprocess.Popen(
-                command or self.command, cwd=self.clone, env=environment, stdout=console, stderr=console,
-                start_new_session=True, **options,
-            )  # fmt: skip
+                command or self.command,
+                cwd=self.clone,
+                env=environment,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                **options,
+            )
 
     def said(self) -> str:
         return (self.clone.parent / f"{self.clone.name}.log").read_text()
@@ -213,12 +231,21 @@ def test_the_campaign_is_about_every_stage(stages):
 def test_dvc_repro_killed_at_random_moments_ends_in_the_same_lock(finished, tmp_path, stage):
     clone = tmp_path / "clone"
     shutil.copytree(finished, clone, symlinks=True, ignore=shutil.ignore_patterns("cache"))
-    subprocess.run(["dvc", "config", "--local", "cache.dir", finished / ".dvc" / "cache"], cwd=clone, check=True,
-                   env=demo.environment())  # fmt: skip
+    subprocess.run(
+        ["dvc", "config", "--local", "cache.dir", finished / ".dvc" / "cache"],
+        cwd=clone,
+        check=True,
+        env=demo.environment(),
+    )
     lock = lock_of(finished)
     name = next(name for name in lock if name.partition("@")[0] == stage)
-    target = Target(name, ("dvc", "repro", "--single-item", "--force", "--no-run-cache", name),
-                    tuple(out["path"] for out in lock[name]["outs"]), clone, finished)  # fmt: skip
+    target = Target(
+        name,
+        ("dvc", "repro", "--single-item", "--force", "--no-run-cache", name),
+        tuple(out["path"] for out in lock[name]["outs"]),
+        clone,
+        finished,
+    )
     started = time.monotonic()
     assert target.start().wait() == 0, target.said()
     seconds = time.monotonic() - started

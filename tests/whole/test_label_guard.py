@@ -27,33 +27,85 @@ SPLIT_NAMES = {"MANIFEST", "MANIFEST_COLUMNS", "SPLIT", "INPUTS"}
 SPLIT_PATHS = r"(\S*/)?data/split(/\S*)?|\S*manifest\.csv"
 SPLIT_READERS = {"core/artifacts.py", "audits/review/evidence.py"}
 CATALOG_NAMES, CATALOG_PATHS = {"CATALOG", "CATALOG_COLUMNS"}, r"\S*catalog\.csv"
-CATALOG_READERS = {"core/artifacts.py", "data/sources/__init__.py", "stages/dataset.py", "stages/split.py",
-                   "classifiers/repeated_splits.py", "audits/review/evidence.py"}  # fmt: skip
+CATALOG_READERS = {
+    "core/artifacts.py",
+    "data/sources/__init__.py",
+    "stages/dataset.py",
+    "stages/split.py",
+    "classifiers/repeated_splits.py",
+    "audits/review/evidence.py",
+}
 # And the package itself. The last one counts the images and compares their digest.
 SOURCE_READERS = {"stages/dataset.py", "stages/split.py", "audits/health/inputs.py"}
 
 SOURCES = ("sources", "keras_datasets", "elpv", "folder")
 
 # What may be done with the path of such a file by everybody: digest it, write it, look whether it is there, name it.
-HARMLESS_CALLS = {"sha256", "sha256_file", "sha256_path", "refuse_changed", "resolve", "write_csv", "whole_directory",
-                  "get", "dumps", "say", "print"}  # fmt: skip
+HARMLESS_CALLS = {
+    "sha256",
+    "sha256_file",
+    "sha256_path",
+    "refuse_changed",
+    "resolve",
+    "write_csv",
+    "whole_directory",
+    "get",
+    "dumps",
+    "say",
+    "print",
+}
 HARMLESS_METHODS = {"exists", "is_file", "is_dir"}
 HARMLESS_KEYWORDS = {"inputs"}  # the paths whose digests a record keeps
 # What gives the same thing in another form.
-PASSING_CALLS = {"str", "Path", "PurePath", "PurePosixPath", "sorted", "list", "tuple", "zip", "enumerate", "iter",
-                 "next", "reversed", "fspath", "as_posix", "absolute", "joinpath"}  # fmt: skip
+PASSING_CALLS = {
+    "str",
+    "Path",
+    "PurePath",
+    "PurePosixPath",
+    "sorted",
+    "list",
+    "tuple",
+    "zip",
+    "enumerate",
+    "iter",
+    "next",
+    "reversed",
+    "fspath",
+    "as_posix",
+    "absolute",
+    "joinpath",
+}
 PASSING_ATTRIBUTES = {"name", "as_posix", "absolute", "joinpath", "parent"}
 
 # The folder of a path, or a piece of it.
 FOLDERS = {"parent", "parents", "parts"}
-PIECES = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "removeprefix", "find", "index",
-          "count", "match", "full_match"}  # fmt: skip
+PIECES = {
+    "split",
+    "rsplit",
+    "partition",
+    "rpartition",
+    "startswith",
+    "endswith",
+    "removeprefix",
+    "find",
+    "index",
+    "count",
+    "match",
+    "full_match",
+}
 PATH_FUNCTIONS = {"dirname", "basename", "commonpath", "splitext"}
 # These look at folders of other things: of a source's images, of runs, of the project's own files, of its outputs as
 # DVC digests them, of MLflow's artifacts.
-FOLDER_READERS = {("data/sources/__init__.py", "_below_class"), ("data/sources/tracked.py", "_in_dvc_file"),
-                  ("data/sources/tracked.py", "_holds"), ("commands/predict.py", "_runs"), ("commands/demo.py", "_is_under"),
-                  ("commands/demo.py", "main"), ("audits/outputs.py", "digests"), ("tracking/artifact_locations.py", "_place")}  # fmt: skip
+FOLDER_READERS = {
+    ("data/sources/__init__.py", "_below_class"),
+    ("data/sources/tracked.py", "_in_dvc_file"),
+    ("data/sources/tracked.py", "_holds"),
+    ("commands/predict.py", "_runs"),
+    ("commands/demo.py", "_is_under"),
+    ("commands/demo.py", "main"),
+    ("audits/outputs.py", "digests"),
+    ("tracking/artifact_locations.py", "_place"),
+}
 
 
 def leaks(source: str, module: str) -> list[str]:
@@ -162,10 +214,25 @@ def is_harmless(node: ast.AST, above: ast.AST) -> bool:
         return node is not above.value or all(isinstance(target, ast.Name) for target in targets)
     return isinstance(
         above,
-        ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Starred | ast.Subscript | ast.BinOp | ast.IfExp | ast.Compare
-        | ast.JoinedStr | ast.FormattedValue | ast.comprehension | ast.GeneratorExp | ast.ListComp | ast.SetComp
-        | ast.DictComp | ast.For | ast.Call,
-    )  # fmt: skip
+        ast.Tuple
+        | ast.List
+        | ast.Set
+        | ast.Dict
+        | ast.Starred
+        | ast.Subscript
+        | ast.BinOp
+        | ast.IfExp
+        | ast.Compare
+        | ast.JoinedStr
+        | ast.FormattedValue
+        | ast.comprehension
+        | ast.GeneratorExp
+        | ast.ListComp
+        | ast.SetComp
+        | ast.DictComp
+        | ast.For
+        | ast.Call,
+    )
 
 
 def flow(tree: ast.Module, above: dict[ast.AST, ast.AST], is_source: Callable[[ast.AST], bool]) -> set[ast.AST]:
@@ -202,8 +269,19 @@ def passed_on(node: ast.AST, above: ast.AST | None) -> tuple[bool, list[ast.AST]
         return isinstance(above, ast.Subscript | ast.NamedExpr), [above.target] if hasattr(above, "target") else []
     if isinstance(above, ast.Dict | ast.DictComp):
         return node in (above.values if isinstance(above, ast.Dict) else [above.value]), []
-    containers = (ast.Tuple, ast.List, ast.Set, ast.Starred, ast.BinOp, ast.IfExp, ast.JoinedStr, ast.FormattedValue,
-                  ast.GeneratorExp, ast.ListComp, ast.SetComp)  # fmt: skip
+    containers = (
+        ast.Tuple,
+        ast.List,
+        ast.Set,
+        ast.Starred,
+        ast.BinOp,
+        ast.IfExp,
+        ast.JoinedStr,
+        ast.FormattedValue,
+        ast.GeneratorExp,
+        ast.ListComp,
+        ast.SetComp,
+    )
     return isinstance(above, containers), []
 
 

@@ -55,11 +55,19 @@ def outputs(request, tmp_path_factory) -> Outputs:
     outcome = case.fill(place / "images")
     given = {
         "seed": 0,
-        "dataset": {"source": "folder", "path": "images", "limit": None, "max_dropped": 0.3,
-                    "conflicting_duplicates": "drop", "groups": NO_GROUPS, "allow_untracked": True, **case.changes},
+        "dataset": {
+            "source": "folder",
+            "path": "images",
+            "limit": None,
+            "max_dropped": 0.3,
+            "conflicting_duplicates": "drop",
+            "groups": NO_GROUPS,
+            "allow_untracked": True,
+            **case.changes,
+        },
         "split": {"test": 0.25, "validation": 0.2, "near_duplicates": "auto"},
         "compute": {"threads": 2},
-    }  # fmt: skip
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         dataset.main(Params(given, dataset.READS), log=NoLog())
@@ -137,10 +145,17 @@ def test_predefined_parts_are_kept_and_the_missing_one_is_drawn_from_train(outpu
 def test_what_odd_files_are_is_in_the_catalog(outputs):
     rows = {row["path"]: row for row in outputs.catalog}
     if "Train/circle/animated.gif" in rows:
-        facts = {name: (rows[f"Train/circle/{name}"]["mode"], rows[f"Train/circle/{name}"]["frames"])
-                 for name in ("palette.png", "cmyk.jpg", "sixteen.png", "animated.gif", "pages.TIFF")}  # fmt: skip
-        assert facts == {"palette.png": ("P", "1"), "cmyk.jpg": ("CMYK", "1"), "sixteen.png": ("I;16", "1"),
-                         "animated.gif": ("P", "3"), "pages.TIFF": ("RGB", "3")}  # fmt: skip
+        facts = {
+            name: (rows[f"Train/circle/{name}"]["mode"], rows[f"Train/circle/{name}"]["frames"])
+            for name in ("palette.png", "cmyk.jpg", "sixteen.png", "animated.gif", "pages.TIFF")
+        }
+        assert facts == {
+            "palette.png": ("P", "1"),
+            "cmyk.jpg": ("CMYK", "1"),
+            "sixteen.png": ("I;16", "1"),
+            "animated.gif": ("P", "3"),
+            "pages.TIFF": ("RGB", "3"),
+        }
         turned = rows["Train/circle/turned.JPG"]
         assert (turned["turned"], turned["width"], turned["height"]) == ("1", "64", "72")
         assert outputs.quality["animated"] == 2
@@ -201,8 +216,9 @@ def test_a_folder_runs_through_the_whole_pipeline(clone, environment, name):
     remove_what_dvc_refuses(place / "data" / "images", outcome)
 
     def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)  # fmt: skip
+        done = subprocess.run(
+            command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert done.returncode == 0, done.stdout
         return done.stdout
 

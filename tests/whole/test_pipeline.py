@@ -125,12 +125,18 @@ def test_touching_one_grid_re_runs_that_family_and_what_depends_on_it(finished):
 def test_mlflow_holds_every_method_and_candidate_once_and_again_after_the_store_is_gone(finished):
     def counts() -> dict[str, int]:
         return {
-            "methods": query(finished, "select count(*) from runs r where lifecycle_stage='active' and not exists "
-                             "(select 1 from tags t where t.run_uuid=r.run_uuid and t.key='mlflow.parentRunId')")[0][0],
+            "methods": query(
+                finished,
+                "select count(*) from runs r where lifecycle_stage='active' and not exists "
+                "(select 1 from tags t where t.run_uuid=r.run_uuid and t.key='mlflow.parentRunId')",
+            )[0][0],
             "runs": query(finished, "select count(*) from runs where lifecycle_stage='active'")[0][0],
-            "repeated points": query(finished, "select count(*) from (select 1 from metrics m join runs r using (run_uuid)"
-                                     " where lifecycle_stage='active' group by run_uuid, key, step having count(*)>1)")[0][0],
-        }  # fmt: skip
+            "repeated points": query(
+                finished,
+                "select count(*) from (select 1 from metrics m join runs r using (run_uuid)"
+                " where lifecycle_stage='active' group by run_uuid, key, step having count(*)>1)",
+            )[0][0],
+        }
 
     first = counts()
     assert first["methods"] == len(RUNS)
@@ -162,8 +168,22 @@ def test_predict_gives_the_numbers_that_were_evaluated(finished):
     for name in ("efficientnet_lite0-rbf_svm", "efficientnet_lite0-fine_tune", "small_convnet-scratch"):
         expected = artifacts.read_predictions(finished / "results" / "runs" / name / "predictions.npz").test
         files = [f"data/split/{path}" for path in part.paths[:3]]
-        output = run(finished, "python", "-m", "pipeline", "predict", "--run", name, "--top", "2", "--format", "json",
-                     "--output", "p.json", *files)  # fmt: skip
+        output = run(
+            finished,
+            "python",
+            "-m",
+            "pipeline",
+            "predict",
+            "--run",
+            name,
+            "--top",
+            "2",
+            "--format",
+            "json",
+            "--output",
+            "p.json",
+            *files,
+        )
         rows = json.loads((finished / "p.json").read_text())
         assert [row["path"] for row in rows] == files, output
         received = [
@@ -402,8 +422,11 @@ def assert_mlflow_shows_every_run_once(directory: Path) -> None:
         for index in range(len(record.candidates))
     ]
     assert sorted(candidates) == sorted(expected)
-    repeated = query(directory, f"select run_uuid, key, step from metrics join (select run_uuid {active}) using (run_uuid)"
-                                " group by run_uuid, key, step having count(*)>1")  # fmt: skip
+    repeated = query(
+        directory,
+        f"select run_uuid, key, step from metrics join (select run_uuid {active}) using (run_uuid)"
+        " group by run_uuid, key, step having count(*)>1",
+    )
     assert repeated == []
     models = query(directory, "select status from logged_models where lifecycle_stage='active'")
     assert len(models) == len(RUNS)
@@ -421,9 +444,13 @@ def test_the_page_of_mlflow_opens_and_leaves_no_server_behind(finished, tmp_path
     said = tmp_path / "said"
     with said.open("w") as console:
         process = subprocess.Popen(
-            ["python", "-m", "pipeline", "ui", "--port", "5300"], cwd=finished, env=demo.environment(),
-            stdout=console, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            ["python", "-m", "pipeline", "ui", "--port", "5300"],
+            cwd=finished,
+            env=demo.environment(),
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 120
         while "Ctrl-C stops it" not in said.read_text():
@@ -473,8 +500,10 @@ def permute_test_labels(clone: Path) -> None:
     """Exchange the labels of two test images of different classes, for as many pairs as there are."""
     manifest = clone / artifacts.MANIFEST
     rows = artifacts.read_csv(manifest, artifacts.MANIFEST_COLUMNS)
-    one, other = ([row for row in rows if (row["split"], row["label"]) == ("test", label)]
-                  for label in ("defective", "functional"))  # fmt: skip
+    one, other = (
+        [row for row in rows if (row["split"], row["label"]) == ("test", label)]
+        for label in ("defective", "functional")
+    )
     for pair in zip(one, other, strict=False):
         for row, label in zip(pair, [row["label"] for row in reversed(pair)], strict=True):
             path = f"test/{label}/{Path(row['path']).name}"

@@ -55,8 +55,7 @@ def sweep_with(repeats: int, classifier: str) -> dict[str, bytes]:
 
 def spread_of(classifier: str) -> tuple[artifacts.Record, artifacts.Predictions]:
     directory = artifacts.RUNS / f"tiny-{classifier}"
-    return (artifacts.read_record(directory / "record.json"),
-            artifacts.read_predictions(directory / "predictions.npz"))  # fmt: skip
+    return (artifacts.read_record(directory / "record.json"), artifacts.read_predictions(directory / "predictions.npz"))
 
 
 @pytest.mark.parametrize("classifier", ["lightgbm", "logistic_regression", "rbf_svm"])
@@ -245,9 +244,18 @@ def test_the_whole_pipeline_with_repeats_and_calibration(root, tmp_path):
     """In a clone: every run trained twice, calibrated, on the leaderboard and in MLflow, and applied by predict."""
     clone = tmp_path / "clone"
     demo.copy_project(root, clone, leave_out=demo.RESULTS)
-    trees = {"search": "grid", "trees": 10, "patience": 5,
-             "grid": {"num_leaves": [4], "learning_rate": [0.3], "feature_fraction": [0.3], "min_data_in_leaf": [5],
-                      **ONE_CANDIDATE}}  # fmt: skip
+    trees = {
+        "search": "grid",
+        "trees": 10,
+        "patience": 5,
+        "grid": {
+            "num_leaves": [4],
+            "learning_rate": [0.3],
+            "feature_fraction": [0.3],
+            "min_data_in_leaf": [5],
+            **ONE_CANDIDATE,
+        },
+    }
     classifiers = {"logistic_regression": TINY["classifiers"]["logistic_regression"], "lightgbm": trees}
     options = {"classifiers": classifiers, "repeats": 2, "compare.calibration": "temperature"}
     params_file.override(clone / "params.yaml", TINY | options)

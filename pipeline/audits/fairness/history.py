@@ -37,10 +37,16 @@ def points() -> list[Point]:
     inside = set(_git("rev-list", "HEAD").split())
     states = _states(["HEAD", *(name for commit in commits for name in (commit.name, commit.parent) if name)], prefix)
     found = [
-        Point(states[commit.name], states.get(commit.parent), commit.name, commit.date, commit.subject,
-              commit.name in inside)
+        Point(
+            states[commit.name],
+            states.get(commit.parent),
+            commit.name,
+            commit.date,
+            commit.subject,
+            commit.name in inside,
+        )
         for commit in commits
-    ]  # fmt: skip
+    ]
     return [*found, Point(_working_tree(), states["HEAD"], None, "", "not committed", True)]
 
 
@@ -57,9 +63,18 @@ def _commits() -> list[Commit]:
     if _run("rev-parse", "--verify", "--quiet", "HEAD").returncode:
         return []
     listed = _git(
-        "log", "--all", "--full-history", "--date-order", "--reverse", "-z", "--date=short",
-        "--format=%H%x1f%P%x1f%ad%x1f%s", "--", LOCK, METRICS,
-    )  # fmt: skip
+        "log",
+        "--all",
+        "--full-history",
+        "--date-order",
+        "--reverse",
+        "-z",
+        "--date=short",
+        "--format=%H%x1f%P%x1f%ad%x1f%s",
+        "--",
+        LOCK,
+        METRICS,
+    )
     rows = [entry.split("\x1f", 3) for entry in listed.split("\0") if entry]
     return [Commit(name, parents.partition(" ")[0], date, subject) for name, parents, date, subject in rows]
 

@@ -46,8 +46,15 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
             value, low, high = (_percent(gap[way][key]) for key in ("value", "low", "high"))
             label = {"over_images": "same images", "over_splits": "over splits"}[way] if not position else None
             axes.plot([low, high], [position + offset] * 2, color=color, linewidth=2)
-            axes.plot(value, position + offset, marker, color=color, markersize=6,
-                      markerfacecolor=color if way == "over_images" else "white", label=label)  # fmt: skip
+            axes.plot(
+                value,
+                position + offset,
+                marker,
+                color=color,
+                markersize=6,
+                markerfacecolor=color if way == "over_images" else "white",
+                label=label,
+            )
     _name_rows(axes, [f"{name}\n{KINDS[kind]}" for name, kind, _ in gaps])
     axes.set(xlabel="points of accuracy", title="what a random split flatters")
     axes.legend(loc="best")
@@ -60,8 +67,7 @@ def variance_plot(found: Mapping[str, Any], path: Path) -> None:
     names = (*variance.FACTORS, crossed, "rest")
     bars = []
     for name, one in families.items():
-        for what, components in (("all candidates", one["components"]),
-                                 ("selected", one["selected"]["components"])):  # fmt: skip
+        for what, components in (("all candidates", one["components"]), ("selected", one["selected"]["components"])):
             shares = {which: each["share"] or 0.0 for which, each in components.items()}
             rest = sum(share for which, share in shares.items() if which not in names)
             bars.append((f"{name}, {what}", [shares.get(which, 0.0) for which in names[:-1]] + [rest]))
@@ -91,8 +97,14 @@ def ranks_plot(found: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks(range(count), [str(place) for place in range(1, count + 1)])
             axes.set(xlabel="place", title=part)
             for row, run in enumerate(titles):
-                axes.plot(ranks[part]["runs"][run]["place"] - 1, row, "o", color=COLORS[1], markersize=5,
-                          label="on the part itself" if not row else None)  # fmt: skip
+                axes.plot(
+                    ranks[part]["runs"][run]["place"] - 1,
+                    row,
+                    "o",
+                    color=COLORS[1],
+                    markersize=5,
+                    label="on the part itself" if not row else None,
+                )
         panels[0].set_yticks(range(count), [legible(title) for title in titles.values()])
         panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
         bar = figure.colorbar(image, ax=list(panels), shrink=0.8, label="share of resamples")
@@ -111,8 +123,15 @@ def optimism_plot(found: Mapping[str, Any], path: Path) -> None:
             low, high, value = (_number(test[key]) for key in ("low", "high", "value"))
             axes.plot([low, high], [position] * 2, color="#555555", linewidth=1.6)
             axes.plot(value, position, "o", color="#555555", label=names[0])
-            axes.plot(_number(one["validation"]), position - 0.22, "D", markersize=5, markerfacecolor="white",
-                      markeredgecolor=COLORS[1], label=names[1])  # fmt: skip
+            axes.plot(
+                _number(one["validation"]),
+                position - 0.22,
+                "D",
+                markersize=5,
+                markerfacecolor="white",
+                markeredgecolor=COLORS[1],
+                label=names[1],
+            )
             center = np.nan if corrected is None else _number(corrected["value"])
             axes.plot(center, position + 0.22, "s", markersize=5, color=COLORS[0], label=names[2])
         _name_rows(axes, [one["title"] for one in rows])
@@ -128,10 +147,24 @@ def looks_plot(found: Mapping[str, Any], path: Path) -> None:
         for place, look in enumerate(shown):
             same = look["test_part"] == "same"
             values = list(look["scores"].values())
-            axes.plot([place] * len(values), values, "o", color=COLORS[0] if same else GREY, alpha=0.5, markersize=5,
-                      label="method" if place == len(shown) - 1 else None)  # fmt: skip
-            axes.plot(place, _number(look["champion_score"]), "*", color=COLORS[1], markersize=14,
-                      markeredgecolor="white", label="champion" if place == len(shown) - 1 else None)  # fmt: skip
+            axes.plot(
+                [place] * len(values),
+                values,
+                "o",
+                color=COLORS[0] if same else GREY,
+                alpha=0.5,
+                markersize=5,
+                label="method" if place == len(shown) - 1 else None,
+            )
+            axes.plot(
+                place,
+                _number(look["champion_score"]),
+                "*",
+                color=COLORS[1],
+                markersize=14,
+                markeredgecolor="white",
+                label="champion" if place == len(shown) - 1 else None,
+            )
         axes.set_xticks(range(len(shown)), [look["commit"] or "now" for look in shown], rotation=30, ha="right")
         axes.set(ylabel=f"test {LABELS[found['metric']]}", xlim=(-0.5, len(shown) - 0.5))
         axes.set_title("looks at the test scores (grey: of another test part)", fontsize=10)

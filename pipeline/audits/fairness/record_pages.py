@@ -39,8 +39,15 @@ ABOUT_LOOKS = (
 def optimism_page(found: Mapping[str, Any]) -> Page:
     metric, champion = found["metric"], found["champion"]
     label, confidence = LABELS[metric], f"{found['confidence']:.0%}"
-    header = ["method", "candidates", f"validation {label}", f"corrected [{confidence} interval]", "optimism",
-              f"test {label} [{confidence} interval]", "other choice"]  # fmt: skip
+    header = [
+        "method",
+        "candidates",
+        f"validation {label}",
+        f"corrected [{confidence} interval]",
+        "optimism",
+        f"test {label} [{confidence} interval]",
+        "other choice",
+    ]
     rows = [[one["title"], *_optimism_row(one)] for one in found["runs"]]
     rows.append([f"the champion, best of all: {champion['title']}", *_optimism_row(champion)])
     blocks: list[Block] = [
@@ -103,14 +110,25 @@ def looks_page(found: Mapping[str, Any]) -> Page:
     blocks: list[Block] = []
     if found["looks"]:
         label = LABELS[found["metric"]]
-        header = ["commit", "date", "what the commit says", "test part", "champion", f"its test {label}", "methods",
-                  "new scores", ""]  # fmt: skip
+        header = [
+            "commit",
+            "date",
+            "what the commit says",
+            "test part",
+            "champion",
+            f"its test {label}",
+            "methods",
+            "new scores",
+            "",
+        ]
         rows = [_look_row(look) for look in found["looks"]]
         blocks += [Table(header, rows, words=(1, 2, 3, 4, 8)), Figure("looks.png", "test scores, look by look")]
     blocks.append(_about_mlflow(found["mlflow"]))
     if found["mlflow"] and found["mlflow"].get("never_committed"):
-        rows = [[one["run"], shown(one["score"]), "deleted" if one["deleted"] else ""]
-                for one in found["mlflow"]["never_committed"]]  # fmt: skip
+        rows = [
+            [one["run"], shown(one["score"]), "deleted" if one["deleted"] else ""]
+            for one in found["mlflow"]["never_committed"]
+        ]
         blocks.append(Table(["in MLflow, in no commit", f"test {LABELS[found['metric']]}", ""], rows, words=(2,)))
     blocks += ["## What changed between the looks, newest first", *map(_changes, found["looks"]), ABOUT_LOOKS]
     return Page("Test looks", _looks_finding(found), blocks)
@@ -148,9 +166,16 @@ def _times(count: int) -> str:
 
 
 def _look_row(look: Mapping[str, Any]) -> list[str]:
-    marks = [name for name, marked in (("this claim", look["claim"]), ("later", look["later"]),
-                                       ("elsewhere", not look["inside"]), ("unrecorded", not look["vouched"]))
-             if marked]  # fmt: skip
+    marks = [
+        name
+        for name, marked in (
+            ("this claim", look["claim"]),
+            ("later", look["later"]),
+            ("elsewhere", not look["inside"]),
+            ("unrecorded", not look["vouched"]),
+        )
+        if marked
+    ]
     return [
         look["commit"] or "not committed",
         look["date"],
@@ -183,8 +208,12 @@ def _changes(look: Mapping[str, Any]) -> str:
         unknown = look["test_part"] == "unknown"
         return f"{lines[0]}: {'its dvc.lock does not say what it was made from' if unknown else 'the first one'}."
     params = [f"{key}{_change(sides)}" for key, sides in changed["params"].items()]
-    for name, entries in (("params", params), ("code", changed["code"]), ("data", changed["data"]),
-                          ("stages that only one of both has", changed["stages"])):  # fmt: skip
+    for name, entries in (
+        ("params", params),
+        ("code", changed["code"]),
+        ("data", changed["data"]),
+        ("stages that only one of both has", changed["stages"]),
+    ):
         if entries:
             lines.append(f"- {name}: {_named(entries)}")
     lines += ["- another split"] if changed["split"] else []

@@ -167,8 +167,12 @@ def variance_page(found: Mapping[str, Any]) -> Page:
     blocks += ["## What the test part can tell apart", *_smallest(detectable, found["metric"]), about]
     blocks += [ABOUT_GROUPS] if found["grouped"] else []
     taus = {part: _tau(ranks[part]["kendall_tau"]) for part in ("validation", "test")}
-    blocks += ["## How stable the ranking is", _ranks(found), Figure("ranks.png", "shares of places"),
-               ABOUT_RANKS.format(**taus)]  # fmt: skip
+    blocks += [
+        "## How stable the ranking is",
+        _ranks(found),
+        Figure("ranks.png", "shares of places"),
+        ABOUT_RANKS.format(**taus),
+    ]
     return Page("Variance", _variance_finding(found), blocks)
 
 
@@ -214,9 +218,16 @@ def _selected(sources: Mapping[str, Any]) -> Table:
             ]
         )
     confidence = f"[{sources['confidence']:.0%} interval]"
-    header = ["selected by validation", "test accuracy", f"sd, split {confidence}", f"sd, seed {confidence}",
-              "sd, test images alone",
-              "best on test", "candidates selected", "tau, validation and test"]  # fmt: skip
+    header = [
+        "selected by validation",
+        "test accuracy",
+        f"sd, split {confidence}",
+        f"sd, seed {confidence}",
+        "sd, test images alone",
+        "best on test",
+        "candidates selected",
+        "tau, validation and test",
+    ]
     return Table(header, rows)
 
 

@@ -124,10 +124,14 @@ def summary(values: np.ndarray, factors: Sequence[str] = FACTORS, *, confidence:
     found = components(values, factors)
     of_all, bounds = shares(found), intervals(values, factors, confidence=confidence)
     return {
-        name: {"sd": math.sqrt(value), "low": math.sqrt(bounds[name][0]), "high": math.sqrt(bounds[name][1]),
-               "share": of_all[name]}
+        name: {
+            "sd": math.sqrt(value),
+            "low": math.sqrt(bounds[name][0]),
+            "high": math.sqrt(bounds[name][1]),
+            "share": of_all[name],
+        }
         for name, value in found.items()
-    }  # fmt: skip
+    }
 
 
 def sampling_variance(hits: np.ndarray, groups: Sequence[str], *, population: int) -> float:

@@ -36,8 +36,12 @@ class Fitted:
 
     @classmethod
     def empty(cls, *shape: int) -> Fitted:
-        return cls(np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape[:2], dtype=np.int64),
-                   np.full(shape[:2], np.nan))  # fmt: skip
+        return cls(
+            np.full(shape, np.nan),
+            np.full(shape, np.nan),
+            np.zeros(shape[:2], dtype=np.int64),
+            np.full(shape[:2], np.nan),
+        )
 
     @property
     def reached(self) -> np.ndarray:
@@ -164,9 +168,11 @@ def detectable(details: Mapping[str, Any], entries: Sequence[leaderboard.Entry])
     levels = {"alpha": alpha, "alpha_holm": alpha / max(1, len(entries) - 1)}
     accuracy = entries[0]["test"]["accuracy"]["value"]
     disagreeing = sorted((pair["only_first_right"] + pair["only_second_right"]) / n for pair in details["pairs"])
-    typical = {} if not disagreeing else {
-        "least": disagreeing[0], "median": float(np.median(disagreeing)), "most": disagreeing[-1]
-    }  # fmt: skip
+    typical = (
+        {}
+        if not disagreeing
+        else {"least": disagreeing[0], "median": float(np.median(disagreeing)), "most": disagreeing[-1]}
+    )
     return {
         "images": n,
         "power": POWER,

@@ -104,9 +104,15 @@ def review(request: Request) -> Review:
         differing = environments.from_lock(sides.text(environments.LOCK), environments.installed())
         wrong, unknown = inquiry.disagreements(sides, request.params.tolerance)
         reasons = inquiry.reasons(
-            sides, outputs, metrics, [*known, *wrong], replay=work, differing=differing,
-            environment=request.environment, witness=request.witness,
-        )  # fmt: skip
+            sides,
+            outputs,
+            metrics,
+            [*known, *wrong],
+            replay=work,
+            differing=differing,
+            environment=request.environment,
+            witness=request.witness,
+        )
         return Review(
             revision=request.revision,
             commit=commit,
@@ -212,17 +218,23 @@ def _judge(
                 outputs.append(Output(stage.name, path, verdicts.DIVERGED, "execution", wanted, None, (note,)))
                 continue
             one, differences[verdicts.run_name(path)] = verdicts.output(
-                stage.name, path, digests=(wanted, sides.executed[stage.name].digests[path]),
-                claimed=functools.partial(sides.claimed_path, path), replayed=sides.clone / path,
-                truth=truth, params=request.params,
-            )  # fmt: skip
+                stage.name,
+                path,
+                digests=(wanted, sides.executed[stage.name].digests[path]),
+                claimed=functools.partial(sides.claimed_path, path),
+                replayed=sides.clone / path,
+                truth=truth,
+                params=request.params,
+            )
             outputs.append(one)
         claim = sides.claims.get(stage.name)
         gone = [path for path in (claim.outs if claim else ()) if path not in stage.outs]
         if stage.name in sides.executed:
             note = "claimed, and no output of this stage any more"
-            outputs += [Output(stage.name, path, verdicts.DIVERGED, "existence", claim.outs[path], None, (note,))
-                        for path in gone]  # fmt: skip
+            outputs += [
+                Output(stage.name, path, verdicts.DIVERGED, "existence", claim.outs[path], None, (note,))
+                for path in gone
+            ]
     metrics = _metrics(request, sides, differences)
     outputs = verdicts.settled(outputs, metrics, sides.pipeline)
     return inquiry.remade(sides, outputs, replay=work, truth=truth, params=request.params), metrics

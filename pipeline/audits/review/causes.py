@@ -161,8 +161,11 @@ class Circumstances:
 
 def first(pipeline: Pipeline, stages: Collection[str]) -> list[str]:
     """Return those of some stages before which none of them comes, in order."""
-    return [stage.name for stage in pipeline.stages if stage.name in stages
-            and not pipeline.before[stage.name] & set(stages)]  # fmt: skip
+    return [
+        stage.name
+        for stage in pipeline.stages
+        if stage.name in stages and not pipeline.before[stage.name] & set(stages)
+    ]
 
 
 def explained_by(stage: str, pipeline: Pipeline, known: Sequence[Finding], *, unlike: Collection[str]) -> list[Finding]:
@@ -197,8 +200,10 @@ def of_divergence(stage: str, known: Sequence[Finding], facts: Circumstances) ->
     if not facts.same_inputs:
         text = "its inputs are not the claimed bytes, though close to them"
     elif facts.unavailable:
-        text = ("data, params, code and packages are those claimed, and the claimed bytes are not here: "
-                f"{TO_GET_BYTES} shows whether labels, copies or numbers differ")  # fmt: skip
+        text = (
+            "data, params, code and packages are those claimed, and the claimed bytes are not here: "
+            f"{TO_GET_BYTES} shows whether labels, copies or numbers differ"
+        )
     return [Finding(UNEXPLAINED, stage, text)]
 
 

@@ -19,8 +19,17 @@ from pipeline.audits.review.locks import ReviewError
 SECONDS_BETWEEN_TICKS = 1.0
 SECONDS_TO_END = 10.0
 # What names the repository, the experiment or the stores of the calling process.
-FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_RUN_ID",
-           "MLFLOW_TRACKING_URI", "BAKEOFF_FEATURE_STORE")  # fmt: skip
+FOREIGN = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "DVC_ROOT",
+    "DVC_STAGE",
+    "DVC_EXP_NAME",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_TRACKING_URI",
+    "BAKEOFF_FEATURE_STORE",
+)
 
 
 @contextlib.contextmanager
@@ -101,9 +110,15 @@ def run(
     """
     with log.open("ab") as console:
         process = subprocess.Popen(
-            command, shell=isinstance(command, str), cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL,
-            stdout=console, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            command,
+            shell=isinstance(command, str),
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):

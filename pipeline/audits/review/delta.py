@@ -73,10 +73,13 @@ def attribute(values: Mapping[Combination, float], changed: Collection[str]) -> 
         before=values[nothing],
         after=values[everything],
         readings=tuple(_mean(steps) for steps in readings.values()),
-        alone={name: values[frozenset({name})] - values[nothing]
-               for name in FACTORS if name in changed and frozenset({name}) in values},
+        alone={
+            name: values[frozenset({name})] - values[nothing]
+            for name in FACTORS
+            if name in changed and frozenset({name}) in values
+        },
         together=_together(values, changed),
-    )  # fmt: skip
+    )
 
 
 def chains(built: Iterable[Combination], everything: Combination) -> list[tuple[Combination, ...]]:

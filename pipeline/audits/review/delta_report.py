@@ -100,8 +100,10 @@ def sentence(key: tuple[str, str], found: Attribution | None) -> str:
     if found is None:
         return f"{what}: only one of the two revisions has it"
     moved = f"{what}: {found.before:.4f} -> {found.after:.4f} ({found.total:+.4f})"
-    readings = ["; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
-                for reading in found.readings]  # fmt: skip
+    readings = [
+        "; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
+        for reading in found.readings
+    ]
     joint = [f"{together(some)} {effect:+.4f}" for some, effect in found.together.items()]
     only = f" (of this only together: {'; '.join(joint)})" if joint else ""
     return f"{moved} = {', or '.join(readings)}{only}"
@@ -125,8 +127,11 @@ def _moves(one: Attribution) -> bool:
 
 def _cautions(delta: Delta) -> list[str]:
     whole = (frozenset(), frozenset(delta.changed))
-    found = [f"{'does not run' if some in whole else 'cannot be combined'}: {named(some, delta)}: {outcome.reason}"
-             for some, outcome in delta.outcomes.items() if outcome.values is None]  # fmt: skip
+    found = [
+        f"{'does not run' if some in whole else 'cannot be combined'}: {named(some, delta)}: {outcome.reason}"
+        for some, outcome in delta.outcomes.items()
+        if outcome.values is None
+    ]
     if others := delta.other_test():
         names = "; ".join(named(some, delta) for some in others)
         found.append(f"measured on other test images or labels than {delta.names[0]}: {names}")
@@ -137,8 +142,11 @@ def _cautions(delta: Delta) -> list[str]:
         found.append(packages(delta.names, delta.packages))
     if others := delta.not_as_claimed():
         found.append(f"not the numbers that were committed: {evidence.counted(others)}")
-    found += [f"{name} has no leaderboard.json in git: its replay is compared with nothing"
-              for name, claims in zip(delta.names, delta.claimed, strict=True) if claims is None]  # fmt: skip
+    found += [
+        f"{name} has no leaderboard.json in git: its replay is compared with nothing"
+        for name, claims in zip(delta.names, delta.claimed, strict=True)
+        if claims is None
+    ]
     return found
 
 
@@ -163,12 +171,16 @@ def _sections(delta: Delta) -> list[Section]:
     return [
         Section("Shares", [shares, *([tuple(_cautions(delta))] if _cautions(delta) else [])]),
         Section("Combinations", [Table(("combination", "champion on test, or why there is no result"), built)]),
-        Section("How this was divided", [
-            "Each share is the effect of a change, averaged over the orders in which data, params and code can change "
-            "from one revision to the other (Shapley value); shares add up to the change. A difference of one image "
-            "in the test part is no effect that another split would show as well: `review` tells how sure a metric is.",
-        ]),
-    ]  # fmt: skip
+        Section(
+            "How this was divided",
+            [
+                "Each share is the effect of a change, averaged over the orders in which data, params and code can "
+                "change from one revision to the other (Shapley value); shares add up to the change. A difference of "
+                "one image in the test part is no effect that another split would show as well: `review` tells how "
+                "sure a metric is.",
+            ],
+        ),
+    ]
 
 
 def _row(one: Attribution | None) -> tuple[str, ...]:
@@ -176,8 +188,10 @@ def _row(one: Attribution | None) -> tuple[str, ...]:
         return (UNDEFINED, UNDEFINED, UNDEFINED, "only one of the two has it", "")
     if not _moves(one):
         return (f"{one.before:.4f}", f"{one.after:.4f}", "0", "nothing moves it", "")
-    by = " / ".join("; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
-                    for reading in one.readings)  # fmt: skip
+    by = " / ".join(
+        "; ".join(f"{together(block)} {share:+.4f}" for block, share in reading.shares.items())
+        for reading in one.readings
+    )
     joint = "; ".join(f"{together(some)} {effect:+.4f}" for some, effect in one.together.items())
     return (f"{one.before:.4f}", f"{one.after:.4f}", f"{one.total:+.4f}", by, joint)
 
@@ -202,7 +216,9 @@ def as_json(delta: Delta) -> dict[str, Any]:
             for some, outcome in delta.outcomes.items()
         },
         "metrics": {
-            " ".join(key): None if one is None else {
+            " ".join(key): None
+            if one is None
+            else {
                 "before": one.before,
                 "after": one.after,
                 "shares": [{together(block): share for block, share in each.shares.items()} for each in one.readings],
@@ -213,4 +229,4 @@ def as_json(delta: Delta) -> dict[str, Any]:
             for key, one in delta.attributions().items()
         },
         "cautions": _cautions(delta),
-    }  # fmt: skip
+    }

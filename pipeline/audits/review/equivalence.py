@@ -116,9 +116,12 @@ def _resampled(
         for side in ("claimed", "replayed")
     }
     found = statistics.bootstrap(
-        measures, len(sides["claimed"]), samples=params.bootstrap_samples, generator=seeds.generator(0, "review"),
+        measures,
+        len(sides["claimed"]),
+        samples=params.bootstrap_samples,
+        generator=seeds.generator(0, "review"),
         groups=groups,
-    )  # fmt: skip
+    )
     return {name: found["replayed"][name] - found["claimed"][name] for name in names}
 
 

@@ -33,10 +33,14 @@ def truth(claimed: Path | None, replayed: Path, values: Mapping[str, Any]) -> Tr
     try:
         if claimed is None or not replayed.is_file():
             return None
-        before, after = ({part: _labelled(part, manifest) for part in ("validation", "test")}
-                         for manifest in (claimed, replayed))  # fmt: skip
-        if any((one.classes, one.sha256) != (after[name].classes, after[name].sha256)
-               or (one.labels != after[name].labels).any() for name, one in before.items()):  # fmt: skip
+        before, after = (
+            {part: _labelled(part, manifest) for part in ("validation", "test")} for manifest in (claimed, replayed)
+        )
+        if any(
+            (one.classes, one.sha256) != (after[name].classes, after[name].sha256)
+            or (one.labels != after[name].labels).any()
+            for name, one in before.items()
+        ):
             return None
         selection = params.parse(params.lookup(values, "selection"), metrics.SelectionParams, where="selection")
         positive = metrics.positive_index(after["test"].classes, selection)

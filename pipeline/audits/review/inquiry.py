@@ -105,10 +105,14 @@ def remade(
         with replay.again(stage, inputs=inputs, why="what does it make of the claimed runs?") as done:
             for one in mine:
                 again, _ = verdicts.output(
-                    stage.name, one.path, digests=(one.claimed, done.digests[one.path]),
-                    claimed=functools.partial(sides.claimed_path, one.path), replayed=sides.clone / one.path,
-                    truth=truth, params=params,
-                )  # fmt: skip
+                    stage.name,
+                    one.path,
+                    digests=(one.claimed, done.digests[one.path]),
+                    claimed=functools.partial(sides.claimed_path, one.path),
+                    replayed=sides.clone / one.path,
+                    truth=truth,
+                    params=params,
+                )
                 verdict = verdicts.worst([again.verdict, upstream])
                 notes = (f"of the claimed runs: {again.verdict}", *again.notes)
                 found[found.index(one)] = replace(one, verdict=verdict, basis=verdicts.REMADE, notes=notes)

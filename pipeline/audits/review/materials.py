@@ -178,8 +178,10 @@ class Claimed:
             shutil.copyfile(local, self.clone / ".dvc" / "config.local")
         # A path that is relative to the project is none in the clone.
         name, url = remote
-        settings = (["remote", "add", "--local", "--force", "--default", name, url] if url else None,
-                    ["cache", "dir", "--local", str(self._place / "cache")])  # fmt: skip
+        settings = (
+            ["remote", "add", "--local", "--force", "--default", name, url] if url else None,
+            ["cache", "dir", "--local", str(self._place / "cache")],
+        )
         return all(self._dvc(["dvc", *setting]) == 0 for setting in settings if setting)
 
     def _dvc(self, command: list[str]) -> int:

@@ -37,9 +37,19 @@ MOST_UNEXPECTED = 3.0
 MOST_UNEXPECTED_OF_A_GUESS = 30.0
 # Seconds of the default data set on 2 cores, by kind of stage: what counts is how they compare with each other.
 TYPICAL: Mapping[str, float] = {
-    "dataset": 10, "split": 2, "backbone": 11, "features": 23, "as_is": 18, "sweep": 10, "head": 76, "fine_tune": 210,
-    "scratch": 285, "explain": 28, "compare": 13, "track": 26
-}  # fmt: skip
+    "dataset": 10,
+    "split": 2,
+    "backbone": 11,
+    "features": 23,
+    "as_is": 18,
+    "sweep": 10,
+    "head": 76,
+    "fine_tune": 210,
+    "scratch": 285,
+    "explain": 28,
+    "compare": 13,
+    "track": 26,
+}
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,15 @@ class Clock:
             return "nothing left"
         guessed = [name for name in waiting if name not in self.known]
         current, *later = (self._pace() * self._expected(name) for name in waiting)
-        how = "" if not guessed else (
-            ", guessed by the default data set" if len(guessed) == len(waiting)
-            else f", {len(guessed)} of {len(waiting)} stages guessed"
-        )  # fmt: skip
+        how = (
+            ""
+            if not guessed
+            else (
+                ", guessed by the default data set"
+                if len(guessed) == len(waiting)
+                else f", {len(guessed)} of {len(waiting)} stages guessed"
+            )
+        )
         if running <= current:
             return f"about {spoken(current - running + sum(later))} left{how}"
         return "longer than expected" + (f"; then about {spoken(sum(later))} left{how}" if later else "")
@@ -191,8 +206,12 @@ class Replay:
 
 def without_places(text: str, clone: Path) -> str:
     """Return what a stage said without the places of this machine, so that a review can be committed."""
-    for place, name in ((clone, "."), (Path(sys.prefix), "<environment>"), (Path().absolute(), "<project>"),
-                        (Path.home(), "~")):  # fmt: skip
+    for place, name in (
+        (clone, "."),
+        (Path(sys.prefix), "<environment>"),
+        (Path().absolute(), "<project>"),
+        (Path.home(), "~"),
+    ):
         text = text.replace(str(place), name) if len(str(place)) > 1 else text
     return text
 

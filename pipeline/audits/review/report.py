@@ -154,8 +154,10 @@ def _sections(review: Review, params: ReviewParams, environment: Mapping[str, An
 
 def _reasons(review: Review) -> list[str | Table | tuple[str, ...]]:
     content: list[str | Table | tuple[str, ...]] = []
-    for title, found in (("Cause of the first difference:", review.causes),
-                         ("Found without replaying, or whatever the replay gave:", review.findings)):  # fmt: skip
+    for title, found in (
+        ("Cause of the first difference:", review.causes),
+        ("Found without replaying, or whatever the replay gave:", review.findings),
+    ):
         if found:
             content += [title, Table(("cause", "stage", "what"), [(one.kind, one.stage, one.text) for one in found])]
     if missing := [one.path for one in review.outputs if one.claimed_bytes_missing]:
@@ -184,10 +186,17 @@ def _metrics(review: Review) -> Table:
 
 def _outputs(review: Review) -> Table:
     rows = [
-        (one.stage, one.path, one.verdict, one.basis, (one.claimed or UNDEFINED)[:12], (one.replayed or UNDEFINED)[:12],
-         "; ".join(one.notes))
+        (
+            one.stage,
+            one.path,
+            one.verdict,
+            one.basis,
+            (one.claimed or UNDEFINED)[:12],
+            (one.replayed or UNDEFINED)[:12],
+            "; ".join(one.notes),
+        )
         for one in review.outputs
-    ]  # fmt: skip
+    ]
     return Table(("stage", "output", "verdict", "judged by", "claimed", "replayed", "note"), rows)
 
 
@@ -236,8 +245,17 @@ def _rules(params: ReviewParams) -> Iterable[str]:
 
 
 def _kinds() -> str:
-    return ", ".join((causes.DATA, causes.PARAMS, causes.CODE, causes.ENVIRONMENT, causes.NOT_DETERMINISTIC,
-                      causes.FABRICATED, causes.UNEXPLAINED))  # fmt: skip
+    return ", ".join(
+        (
+            causes.DATA,
+            causes.PARAMS,
+            causes.CODE,
+            causes.ENVIRONMENT,
+            causes.NOT_DETERMINISTIC,
+            causes.FABRICATED,
+            causes.UNEXPLAINED,
+        )
+    )
 
 
 def _duration(review: Review) -> str:
@@ -310,8 +328,11 @@ def summary(review: Review, places: Sequence[Path]) -> str:
     lines = [headline(review)]
     lines += [f"  cause: {one.kind}, {one.stage}: {one.text}" for one in review.causes]
     lines += [f"  found: {one.kind}, {one.stage}: {one.text}" for one in review.findings if one not in review.causes]
-    lines += [f"  {one.verdict}: {one.path} ({one.stage}){_because(one.notes)}"
-              for one in review.outputs if one.verdict == DIVERGED]  # fmt: skip
+    lines += [
+        f"  {one.verdict}: {one.path} ({one.stage}){_because(one.notes)}"
+        for one in review.outputs
+        if one.verdict == DIVERGED
+    ]
     told = (*SHOWN_METRICS, "run")
     lines += [_line(one) for one in review.metrics if one.verdict == DIVERGED and one.name in told]
     lines.append(f"to read and sign: {', '.join(map(str, places))}")

@@ -75,9 +75,15 @@ def compare(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closen
 
 def _file(claimed: Path, replayed: Path, tolerance: ToleranceParams) -> Closeness:
     readers: Mapping[str, Callable[[Path, Path, ToleranceParams], Closeness]] = {
-        ".npy": _arrays, ".npz": _arrays, ".h5": _arrays, ".json": _json, ".csv": _text, ".md": _text, ".txt": _text,
+        ".npy": _arrays,
+        ".npz": _arrays,
+        ".h5": _arrays,
+        ".json": _json,
+        ".csv": _text,
+        ".md": _text,
+        ".txt": _text,
         ".png": _picture,
-    }  # fmt: skip
+    }
     reader = readers.get(claimed.suffix)
     if reader is None:
         return Closeness(None, ("other bytes",))

@@ -118,8 +118,9 @@ def _tracks(revision: Revision, path: str) -> bool:
     return any(locks.related(path, name) or name == f"{path}.dvc" for name in listed)
 
 
-def run(clone: Path, place: Path, *, cache: Path | None, store: Path, metrics: Sequence[str],
-        tick: Callable[[], None]) -> Outcome:  # fmt: skip
+def run(
+    clone: Path, place: Path, *, cache: Path | None, store: Path, metrics: Sequence[str], tick: Callable[[], None]
+) -> Outcome:
     """Let DVC run what a combination needs, and return its metrics, or why it has none.
 
     ``cache``: the root of a DVC cache that combinations share; ``store``: of features. ``place``: for a log and MLflow.

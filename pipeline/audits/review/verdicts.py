@@ -176,9 +176,10 @@ def run(
     found = {} if truth is None else {pair.name: _differences(pair, truth, params) for pair in differing}
     differences = {
         f"{pair.name}_{metric}": one
-        for pair in differing if truth is not None and not pair.also
+        for pair in differing
+        if truth is not None and not pair.also
         for metric, one in found[pair.name].items()
-    }  # fmt: skip
+    }
     told = tolerance.values(*(record.model_dump() for record in records), params.tolerance)
     notes += [f"{RECORD}: {note}" for note in told.notes if not told.close]
     if all(params.tolerance.close(pair.claimed, pair.replayed) for pair in pairs):
@@ -186,8 +187,11 @@ def run(
     if truth is None:
         return DIVERGED, [*notes, "not of the same validation and test images, so nothing can be paired"], {}
     shown = [(pair, one) for pair in differing for one in found[pair.name].values()]
-    notes += [f"{pair.name} {one}" for pair, one in shown
-              if not one.equivalent or (not pair.also and one.metric in (truth.metric, *USUAL_METRICS))]  # fmt: skip
+    notes += [
+        f"{pair.name} {one}"
+        for pair, one in shown
+        if not one.equivalent or (not pair.also and one.metric in (truth.metric, *USUAL_METRICS))
+    ]
     return EQUIVALENT if all(one.equivalent for _, one in shown) else DIVERGED, notes, differences
 
 
@@ -217,13 +221,19 @@ def _pairs(
     chosen = before.validation[one.selected], after.validation[other.selected]
     pairs = [Pair("validation", "validation", *chosen), Pair("test", "test", before.test, after.test)]
     names = [candidate.name for candidate in one.candidates]
-    pairs += [Pair(f"candidate {name}, validation", "validation", *sides, also=True)
-              for name, *sides in zip(names, before.validation, after.validation, strict=False)]  # fmt: skip
+    pairs += [
+        Pair(f"candidate {name}, validation", "validation", *sides, also=True)
+        for name, *sides in zip(names, before.validation, after.validation, strict=False)
+    ]
     if before.repeats > 1 < after.repeats:
-        for part, *sides in (("validation", before.repeats_validation, after.repeats_validation),
-                             ("test", before.repeats_test, after.repeats_test)):  # fmt: skip
-            pairs += [Pair(f"repeat {number}, {part}", part, *pair, also=True)
-                      for number, pair in enumerate(zip(*sides, strict=False), start=1)]  # fmt: skip
+        for part, *sides in (
+            ("validation", before.repeats_validation, after.repeats_validation),
+            ("test", before.repeats_test, after.repeats_test),
+        ):
+            pairs += [
+                Pair(f"repeat {number}, {part}", part, *pair, also=True)
+                for number, pair in enumerate(zip(*sides, strict=False), start=1)
+            ]
     return pairs
 
 

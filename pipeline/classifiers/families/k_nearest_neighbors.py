@@ -178,8 +178,13 @@ def _nearest(neighborhood: Neighborhood, features: np.ndarray, count: int) -> tu
 
 def load(directory: Path) -> Model:
     arrays = npz.load(
-        directory / MODEL_FILE, features=np.floating, labels=np.integer, votes=np.floating, n_neighbors=np.integer,
-        metric=np.str_, weights=np.str_,
-    )  # fmt: skip
+        directory / MODEL_FILE,
+        features=np.floating,
+        labels=np.integer,
+        votes=np.floating,
+        n_neighbors=np.integer,
+        metric=np.str_,
+        weights=np.str_,
+    )
     scalars = {name: arrays.pop(name).item() for name in ("n_neighbors", "metric", "weights")}
     return Model(family.Preparation.load(directory), **arrays, **scalars)

@@ -19,8 +19,20 @@ from pipeline.core import artifacts
 from pipeline.data.sources import elpv, folder, groups, keras_datasets
 from pipeline.data.sources.source import DatasetError, DatasetParams, Source, SourceImage, Unused
 
-__all__ = ["READERS", "DatasetError", "DatasetParams", "Source", "SourceImage", "Unused", "class_names", "provide",
-           "read", "read_catalog", "root", "split_names"]  # fmt: skip
+__all__ = [
+    "READERS",
+    "DatasetError",
+    "DatasetParams",
+    "Source",
+    "SourceImage",
+    "Unused",
+    "class_names",
+    "provide",
+    "read",
+    "read_catalog",
+    "root",
+    "split_names",
+]
 
 READERS: dict[str, ModuleType] = {"elpv": elpv, "folder": folder, **dict.fromkeys(keras_datasets.SETS, keras_datasets)}
 

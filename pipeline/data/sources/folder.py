@@ -14,8 +14,14 @@ from pipeline.core.artifacts import sha256_file
 from pipeline.data.sources import tracked
 from pipeline.data.sources.source import LITTER, DatasetError, DatasetParams, Source, SourceImage, Unused
 
-PART_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation",
-              "dev": "validation", "test": "test"}  # fmt: skip
+PART_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 LINK_TO_FOLDER = "a link to a folder, which is not followed"
 SHOWN = 5
 

@@ -103,11 +103,14 @@ def _load(params: DatasetParams) -> dict[str, Labelled]:
     for part, (images, labels) in parts.items():
         shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
         if not (images.dtype == np.uint8 and shaped and labels.shape == images.shape[:1]):
-            raise DatasetError(f"{params.source}: the part {part} must be uint8 images and one label each, received "
-                               f"{images.dtype} {images.shape} and labels {labels.shape}")  # fmt: skip
+            raise DatasetError(
+                f"{params.source}: the part {part} must be uint8 images and one label each, received "
+                f"{images.dtype} {images.shape} and labels {labels.shape}"
+            )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(published.classes):
-            raise DatasetError(f"{params.source}: labels of the part {part} must be from 0 to "
-                               f"{len(published.classes) - 1}")  # fmt: skip
+            raise DatasetError(
+                f"{params.source}: labels of the part {part} must be from 0 to {len(published.classes) - 1}"
+            )
     return parts
 
 
@@ -167,10 +170,14 @@ def _download(name: str, published: Published, *, home: Path, sha256: str) -> Pa
     try:
         return Path(
             keras.utils.get_file(
-                name, origin, file_hash=sha256, hash_algorithm="sha256", cache_dir=str(home),
+                name,
+                origin,
+                file_hash=sha256,
+                hash_algorithm="sha256",
+                cache_dir=str(home),
                 cache_subdir=published.folder,
             )
-        )  # fmt: skip
+        )
     finally:
         socket.setdefaulttimeout(before)
 
@@ -192,8 +199,18 @@ SETS = {
             for what in ("images-idx3", "labels-idx1")
         },
         # The first is T-shirt/top, which no folder can be called.
-        classes=("T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                 "Ankle boot"),
+        classes=(
+            "T-shirt-top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
         load=archives.load_idx,
     ),
     "cifar10": Published(
@@ -204,4 +221,4 @@ SETS = {
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         load=archives.load_batches,
     ),
-}  # fmt: skip
+}

@@ -53,8 +53,10 @@ def read_description(path: Path, *, default: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(f"params.yaml: dataset.path must name the description of the images, and {path} "
-                           f"does not exist; {default} comes with the project") from None  # fmt: skip
+        raise DatasetError(
+            f"params.yaml: dataset.path must name the description of the images, and {path} "
+            f"does not exist; {default} comes with the project"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"params.yaml: dataset.path must name a JSON file, received {path}: {error}") from None
 

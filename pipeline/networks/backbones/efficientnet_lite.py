@@ -175,9 +175,9 @@ def _bottleneck(x: keras.KerasTensor, block: Bottleneck) -> keras.KerasTensor:
     shortcut, name = x, block.name
     if block.expansion > 1:
         x = _convolution(x, f"{name}_expand", filters=block.filters_in * block.expansion)
-    x = keras.layers.DepthwiseConv2D(
-        block.kernel, block.stride, padding="same", use_bias=False, name=f"{name}_dwconv"
-    )(x)  # fmt: skip
+    x = keras.layers.DepthwiseConv2D(block.kernel, block.stride, padding="same", use_bias=False, name=f"{name}_dwconv")(
+        x
+    )
     x = keras.layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=f"{name}_bn")(x)
     x = keras.layers.ReLU(6.0, name=f"{name}_activation")(x)
     x = _convolution(x, f"{name}_project", filters=block.filters_out, activation=False)

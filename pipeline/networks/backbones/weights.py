@@ -188,8 +188,11 @@ def _is_rectified(layer: keras.Layer) -> bool:
     if own is not None and own.__name__ not in ("linear", "softmax"):
         return True
     looked_through = (
-        keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.Activation, keras.layers.ReLU
-    )  # fmt: skip
+        keras.layers.BatchNormalization,
+        keras.layers.LayerNormalization,
+        keras.layers.Activation,
+        keras.layers.ReLU,
+    )
     followers = (node.operation for node in layer._outbound_nodes)
     return any(isinstance(follower, looked_through) and _is_rectified(follower) for follower in followers)
 

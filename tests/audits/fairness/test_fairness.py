@@ -36,9 +36,12 @@ def values(root: Path) -> dict[str, Any]:
     found["split"] |= {"near_duplicates": "report"}
     found["classifiers"] = {
         "logistic_regression": {"search": "grid", "grid": {"C": [0.001, 0.1, 10.0], **SEARCH}},
-        "linear_svm": {"search": "random", "candidates": 2,
-                       "grid": {"C": {"low": 0.001, "high": 1.0, "log": True}, **SEARCH}},
-    }  # fmt: skip
+        "linear_svm": {
+            "search": "random",
+            "candidates": 2,
+            "grid": {"C": {"low": 0.001, "high": 1.0, "log": True}, **SEARCH},
+        },
+    }
     for key in ("head", "fine_tune"):
         found[key]["backbones"] = []
     found["scratch"]["networks"] = []
@@ -56,8 +59,11 @@ def write_project(given: dict[str, Any]) -> None:
     for index in range(GROUP * GROUPS):
         group, name = index // GROUP, f"{index:064x}"
         label = ("defective", "functional")[labels[group]]
-        images.append(sources.SourceImage(f"{label}/{index:03d}.png", label, "", f"g{group:02d}", name, "",
-                                           f"n{index // 2}" if index < 40 else ""))  # fmt: skip
+        images.append(
+            sources.SourceImage(
+                f"{label}/{index:03d}.png", label, "", f"g{group:02d}", name, "", f"n{index // 2}" if index < 40 else ""
+            )
+        )
         features[name] = (centers[group] + 0.5 * generator.standard_normal(WIDTH)).astype(np.float32)
     rows = [{**dict.fromkeys(sources.CATALOG_COLUMNS, "1"), **vars(image)} for image in images]
     artifacts.write_csv(artifacts.CATALOG, sources.CATALOG_COLUMNS, rows)
@@ -65,10 +71,16 @@ def write_project(given: dict[str, Any]) -> None:
     alone = [sources.SourceImage(image.path, image.label, "", "", image.sha256) for image in images]
     drawn = splits.assign(alone, params=splits.SplitParams(**given["split"]), seed=given["seed"])
     manifest = [
-        {"path": f"{part}/{image.path}", "label": image.label, "split": part, "group": image.group, "stratum": "",
-         "sha256": image.sha256}
+        {
+            "path": f"{part}/{image.path}",
+            "label": image.label,
+            "split": part,
+            "group": image.group,
+            "stratum": "",
+            "sha256": image.sha256,
+        }
         for image, part in zip(images, drawn, strict=True)
-    ]  # fmt: skip
+    ]
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, manifest)
     directory = artifacts.FEATURES / BACKBONE
     directory.mkdir(parents=True)
@@ -80,8 +92,12 @@ def write_project(given: dict[str, Any]) -> None:
 
 
 def git(*command: str) -> None:
-    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", *command], check=True, capture_output=True,
-                   env=demo.environment())  # fmt: skip
+    subprocess.run(
+        ["git", "-c", "user.name=A", "-c", "user.email=a@b", *command],
+        check=True,
+        capture_output=True,
+        env=demo.environment(),
+    )
 
 
 def call(*arguments: str) -> tuple[int, str]:

@@ -19,9 +19,14 @@ NO_GROUPS = GroupParams(pattern=None, csv=None, column=None, module=False)
 
 def dataset(source: str, limit: int | None = None) -> sources.DatasetParams:
     return sources.DatasetParams(
-        source=source, path="data", limit=limit, max_dropped=0.0, conflicting_duplicates="keep", groups=NO_GROUPS,
+        source=source,
+        path="data",
+        limit=limit,
+        max_dropped=0.0,
+        conflicting_duplicates="keep",
+        groups=NO_GROUPS,
         allow_untracked=True,
-    )  # fmt: skip
+    )
 
 
 def images(n: int = 240, *, group: int = 0, near: int = 0, stratum: str = "mono") -> list[sources.SourceImage]:
@@ -60,8 +65,10 @@ def test_a_group_is_in_one_part_only_in_the_split_by_groups():
 def test_all_kinds_have_parts_of_equal_sizes_and_give_up_few_images(seed):
     pool = images(group=7, near=2)
     divided = leakage.divide(leakage.variants(pool, [image.group for image in pool]), params=PARAMS, seed=seed)
-    sizes = {kind: [int((parts == part).sum()) for part in ("train", "validation", "test")]
-             for kind, parts in divided.items()}  # fmt: skip
+    sizes = {
+        kind: [int((parts == part).sum()) for part in ("train", "validation", "test")]
+        for kind, parts in divided.items()
+    }
     assert len(sizes) == 3
     assert len({tuple(found) for found in sizes.values()}) == 1
     assert all((parts == "").sum() <= 14 for parts in divided.values())
@@ -85,8 +92,9 @@ def test_equal_sizes_cost_nothing_where_the_kinds_agree():
     pool = images(near=2)
     divided = leakage.divide(
         {kind: found for kind, found in leakage.variants(pool, "none").items() if not isinstance(found, str)},
-        params=PARAMS, seed=0,
-    )  # fmt: skip
+        params=PARAMS,
+        seed=0,
+    )
     assert divided.keys() == {leakage.RANDOM, leakage.NEAR_DUPLICATES}
     assert not any((parts == "").any() for parts in divided.values())
 
@@ -108,8 +116,9 @@ def test_kinds_that_would_be_the_random_one_are_not_available():
 
 def test_predefined_parts_are_set_aside():
     pool = [sources.SourceImage(**{**vars(image), "part": "test"}) for image in images()]
-    (parts,) = leakage.divide({leakage.RANDOM: leakage.variants(pool, "none")[leakage.RANDOM]}, params=PARAMS,
-                              seed=0).values()  # fmt: skip
+    (parts,) = leakage.divide(
+        {leakage.RANDOM: leakage.variants(pool, "none")[leakage.RANDOM]}, params=PARAMS, seed=0
+    ).values()
     assert [int((parts == part).sum()) for part in ("train", "validation", "test")] == [144, 36, 60]
 
 
@@ -138,8 +147,9 @@ def test_one_split_has_no_interval():
 
 
 def test_the_table_knows_which_split_tested_which_image():
-    found = leakage.table([np.array([True, False]), np.array([False, False, True])],
-                          [np.array([0, 2]), np.array([0, 1, 2])], 4)  # fmt: skip
+    found = leakage.table(
+        [np.array([True, False]), np.array([False, False, True])], [np.array([0, 2]), np.array([0, 1, 2])], 4
+    )
     nan = np.nan
     np.testing.assert_array_equal(found, [[1, nan, 0, nan], [0, 0, 1, nan]])
 

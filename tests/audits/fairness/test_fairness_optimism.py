@@ -41,10 +41,13 @@ def test_it_is_the_plain_loop():
     for drawn in rows:
         left = np.setdiff1d(np.arange(60), drawn)
         order = [
-            (-accuracy_score(labels[drawn], each.predicted[drawn]),
-             log_loss(labels[drawn], each.probabilities[drawn, 1], labels=[0, 1]), index)
+            (
+                -accuracy_score(labels[drawn], each.predicted[drawn]),
+                log_loss(labels[drawn], each.probabilities[drawn, 1], labels=[0, 1]),
+                index,
+            )
             for index, each in enumerate(evaluations)
-        ]  # fmt: skip
+        ]
         best = min(order)[2]
         chosen.append(best)
         expected.append(accuracy_score(labels[left], evaluations[best].predicted[left]))
@@ -105,9 +108,13 @@ def test_images_of_one_group_are_drawn_together():
 
     def found(groups):
         return optimism.corrected(
-            evaluations, metric="accuracy", samples=400, generator=np.random.default_rng(0), confidence=0.95,
+            evaluations,
+            metric="accuracy",
+            samples=400,
+            generator=np.random.default_rng(0),
+            confidence=0.95,
             groups=groups,
-        )  # fmt: skip
+        )
 
     alone, together = found([""] * 400), found(names)
     assert alone == corrected(evaluations)
@@ -115,8 +122,12 @@ def test_images_of_one_group_are_drawn_together():
     # The plain loop over groups.
     rows, values = np.random.default_rng(0).integers(0, 20, size=(400, 20)), []
     hits = np.stack([each.correct for each in evaluations]).reshape(2, 20, 20).mean(axis=2)
-    losses = np.stack([[log_loss(labels[:20], each.probabilities[20 * g : 20 * g + 20, 1], labels=[0, 1])
-                        for g in range(20)] for each in evaluations])  # fmt: skip
+    losses = np.stack(
+        [
+            [log_loss(labels[:20], each.probabilities[20 * g : 20 * g + 20, 1], labels=[0, 1]) for g in range(20)]
+            for each in evaluations
+        ]
+    )
     for drawn in rows:
         best = min((-hits[each, drawn].mean(), losses[each, drawn].mean(), each) for each in range(2))[2]
         values.append(hits[best, np.setdiff1d(np.arange(20), drawn)].mean())
@@ -134,9 +145,12 @@ def test_memory_bound_does_not_change_the_correction(monkeypatch):
 def run(method: str, *, candidates: int, search: str = "grid", notes: dict[str, int] | None = None) -> Run:
     score = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}}
     record = SimpleNamespace(
-        name=f"lite0-{method}", network="lite0", method=method, parameters={f"classifiers.{method}": {"search": search}},
+        name=f"lite0-{method}",
+        network="lite0",
+        method=method,
+        parameters={f"classifiers.{method}": {"search": search}},
         candidates=[SimpleNamespace(notes=notes or {})] * candidates,
-    )  # fmt: skip
+    )
     entry = {"repeats": None, "validation": score, "test": score}
     return Run(entry, record, tuple(several(40, [0.7] * candidates, seed=0)))
 

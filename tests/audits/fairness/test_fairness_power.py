@@ -23,8 +23,10 @@ def test_power_is_the_probability_of_all_outcomes_that_mcnemars_test_refuses(dis
     shares = [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance]
     expected = sum(
         multinomial.pmf([a, b, n - a - b], n, shares)
-        for a in range(n + 1) for b in range(n + 1 - a) if refused(a, b, alpha)
-    )  # fmt: skip
+        for a in range(n + 1)
+        for b in range(n + 1 - a)
+        if refused(a, b, alpha)
+    )
     found = power.mcnemar_power(n, discordance=discordance, difference=difference, alpha=alpha)
     assert found == pytest.approx(expected)
 

@@ -37,17 +37,23 @@ def lock(
         "schema": "2.0",
         "stages": {
             "dataset": {
-                "cmd": "", "deps": [{"path": "data/elpv.json", "hash": "md5", "md5": data},
-                                    {"path": "pipeline/data/sources/elpv.py", "hash": "md5", "md5": "x"}],
+                "cmd": "",
+                "deps": [
+                    {"path": "data/elpv.json", "hash": "md5", "md5": data},
+                    {"path": "pipeline/data/sources/elpv.py", "hash": "md5", "md5": "x"},
+                ],
             },
             "compare": {
-                "cmd": "", "params": read,
-                "deps": [{"path": "data/split/manifest.csv", "hash": "md5", "md5": split},
-                         {"path": "pipeline/evaluation/comparison.py", "hash": "md5", "md5": code}],
+                "cmd": "",
+                "params": read,
+                "deps": [
+                    {"path": "data/split/manifest.csv", "hash": "md5", "md5": split},
+                    {"path": "pipeline/evaluation/comparison.py", "hash": "md5", "md5": code},
+                ],
                 "outs": [{"path": OUT, "hash": "md5", "md5": digest}],
             },
         },
-    }  # fmt: skip
+    }
 
 
 def state(published: bytes, **changes: Any) -> test_set_history.State:
@@ -76,8 +82,12 @@ def test_the_same_scores_again_are_no_further_look():
 
 def test_what_changed_is_counted_from_the_look_before_not_from_the_commit_before():
     first, second = metrics(**SCORES), metrics(**{**SCORES, "lite-svm": 0.9})
-    steps = [state(first), state(first, code="c2"), state(first, code="c2", params={"seed": 1}),
-             state(second, code="c2", params={"seed": 1, "repeats": 3})]  # fmt: skip
+    steps = [
+        state(first),
+        state(first, code="c2"),
+        state(first, code="c2", params={"seed": 1}),
+        state(second, code="c2", params={"seed": 1, "repeats": 3}),
+    ]
     last = test_set_history.looks(history_of(*steps))[-1]
     assert last.changed["params"] == {"repeats": {"after": 3}, "seed": {"before": 0, "after": 1}}
     assert last.changed["code"] == ["pipeline/evaluation/comparison.py"]
@@ -181,8 +191,10 @@ def section(**changes: Any) -> dict[str, Any]:
 def test_every_branch_and_experiment_counts_and_the_newest_comes_first(repository):
     found = section()
     assert [(look["subject"], look["inside"], look["claim"]) for look in found["looks"]] == [
-        ("second results", True, True), ("an experiment", False, False), ("first | results", True, False)
-    ]  # fmt: skip
+        ("second results", True, True),
+        ("an experiment", False, False),
+        ("first | results", True, False),
+    ]
     assert found["earlier"] == {"inside": 1, "elsewhere": 1, "other_test_parts": 0}
     assert found["later"] == dict.fromkeys(found["earlier"], 0)
     # Two runs, then one other score of each.
@@ -205,8 +217,10 @@ def test_looks_after_the_claim_are_not_before_it(repository):
     assert found["earlier"] == {"inside": 0, "elsewhere": 0, "other_test_parts": 0}
     assert found["later"] == {"inside": 0, "elsewhere": 2, "other_test_parts": 0}
     assert [(look["claim"], look["later"], look["inside"]) for look in found["looks"]] == [
-        (False, True, False), (False, True, False), (True, False, True)
-    ]  # fmt: skip
+        (False, True, False),
+        (False, True, False),
+        (True, False, True),
+    ]
     page = record_pages.looks_page(found)
     assert "scored never before this claim, and 2 times (2 times of that on other branches" in page.finding
     assert "later, elsewhere" in page.markdown()
@@ -232,8 +246,9 @@ def test_scores_of_a_branch_that_was_merged_as_one_commit_are_inside(repository)
     commit("and more")
     found = section()
     assert [(look["subject"], look["inside"]) for look in found["looks"][:2]] == [
-        ("and more", True), ("results of a branch", True)
-    ]  # fmt: skip
+        ("and more", True),
+        ("results of a branch", True),
+    ]
     assert found["earlier"] == {"inside": 3, "elsewhere": 1, "other_test_parts": 0}
 
 
@@ -245,16 +260,23 @@ def test_scores_that_mlflow_has_and_no_commit_are_listed(repository, monkeypatch
     row = {"path": "test/a/1.png", "label": "a", "split": "test", "group": "", "stratum": "", "sha256": "1"}
     artifacts.write_csv(artifacts.MANIFEST, artifacts.MANIFEST_COLUMNS, [row])
     here = provenance.digest([("test/a/1.png", "1")])
-    known = [("lite-svm", SCORES["lite-svm"], here, False), ("lite-svm", 0.99, here, True),
-             ("lite-svm", 0.98, here, False), ("lite-svm", 0.97, "another", False)]  # fmt: skip
+    known = [
+        ("lite-svm", SCORES["lite-svm"], here, False),
+        ("lite-svm", 0.99, here, True),
+        ("lite-svm", 0.98, here, False),
+        ("lite-svm", 0.97, "another", False),
+    ]
     shown = [tracking.Score(run, value, f"{value}", part, deleted) for run, value, part, deleted in known]
     monkeypatch.setattr(test_set_history_study.tracking, "scores", lambda *_, **__: shown)
     found = section(mlflow=True)
     assert found["mlflow"] == {
-        "unavailable": None, "models": 3,
-        "never_committed": [{"run": "lite-svm", "score": 0.98, "deleted": False},
-                            {"run": "lite-svm", "score": 0.99, "deleted": True}],
-    }  # fmt: skip
+        "unavailable": None,
+        "models": 3,
+        "never_committed": [
+            {"run": "lite-svm", "score": 0.98, "deleted": False},
+            {"run": "lite-svm", "score": 0.99, "deleted": True},
+        ],
+    }
     page = record_pages.looks_page(found)
     assert "MLflow has 2 scores on this test part that were never committed" in page.finding
     assert "| lite-svm | 0.990 | deleted |" in page.markdown()

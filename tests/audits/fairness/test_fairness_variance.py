@@ -39,9 +39,12 @@ def test_three_factors_are_the_textbooks_combinations_of_mean_squares():
         if len(axes) == 1:
             effect = effect - values.mean()
         else:
-            effect = (effect - values.mean(axis=tuple(a for a in range(3) if a != axes[0]), keepdims=True)
-                      - values.mean(axis=tuple(a for a in range(3) if a != axes[1]), keepdims=True)
-                      + values.mean())  # fmt: skip
+            effect = (
+                effect
+                - values.mean(axis=tuple(a for a in range(3) if a != axes[0]), keepdims=True)
+                - values.mean(axis=tuple(a for a in range(3) if a != axes[1]), keepdims=True)
+                + values.mean()
+            )
         squares[axes] = math.prod(n[a] for a in others) * (effect**2).sum() / math.prod(n[a] - 1 for a in axes)
     explained = sum(squares[axes] * math.prod(n[a] - 1 for a in axes) for axes in squares)
     rest = (((values - values.mean()) ** 2).sum() - explained) / math.prod(a - 1 for a in n)
@@ -165,7 +168,9 @@ def test_images_of_one_group_are_one_draw():
     hits, sizes = generator.random(300) < 0.7, generator.multinomial(300, np.full(30, 1 / 30))
     names = np.repeat([f"g{index}" for index in range(30)], sizes)
     rows = {name: np.flatnonzero(names == name) for name in np.unique(names)}
-    drawn = [hits[np.concatenate([rows[name] for name in generator.choice(list(rows), len(rows))])].mean()
-             for _ in range(3000)]  # fmt: skip
+    drawn = [
+        hits[np.concatenate([rows[name] for name in generator.choice(list(rows), len(rows))])].mean()
+        for _ in range(3000)
+    ]
     found = variance.sampling_variance(hits, list(names), population=10**12)
     assert math.sqrt(found) == pytest.approx(np.std(drawn), rel=0.1)

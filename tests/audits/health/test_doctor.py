@@ -69,9 +69,13 @@ def test_the_table_wraps_what_is_wrong_and_never_the_command_that_mends_it():
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [([], "nothing is wrong"), (["ok"], "nothing is wrong"), (["problem", "ok", "problem"], "2 problems"),
-     (["warning", "problem"], "1 problem and 1 warning")],
-)  # fmt: skip
+    [
+        ([], "nothing is wrong"),
+        (["ok"], "nothing is wrong"),
+        (["problem", "ok", "problem"], "2 problems"),
+        (["warning", "problem"], "1 problem and 1 warning"),
+    ],
+)
 def test_the_verdict_counts(given, said):
     assert findings.verdict([Finding(level, "", "") for level in given]) == said
 
@@ -130,8 +134,9 @@ def test_a_lock_files_lines_count_where_their_marker_holds():
 def test_without_anything_to_read_markers_the_other_lines_still_count(monkeypatch):
     monkeypatch.setattr(installation, "_markers", lambda: None)
     assert installation.pins(LOCKED) == (
-        {"absl-py": "2.5.1", "ruamel-yaml": "0.18"}, ["contourpy", "contourpy", "pywin32"]
-    )  # fmt: skip
+        {"absl-py": "2.5.1", "ruamel-yaml": "0.18"},
+        ["contourpy", "contourpy", "pywin32"],
+    )
 
 
 def test_packages_that_are_missing_or_of_another_version_are_named_and_more_of_them_are_fine(project, monkeypatch):
@@ -462,14 +467,16 @@ def test_every_remote_that_does_not_verify_is_a_warning_whichever_file_names_it(
     (project / "global" / "config").write_text("['remote \"mine\"']\n    url = /mine\n", encoding="utf-8")
     found = stores.verified_remotes()
     assert {finding.remedy for finding in found} == {
-        "dvc remote modify --local team verify true", "dvc remote modify --global mine verify true"
-    }  # fmt: skip
+        "dvc remote modify --local team verify true",
+        "dvc remote modify --global mine verify true",
+    }
     for finding in found:
         subprocess.run([sys.executable, "-m", *finding.remedy.split()], check=True, capture_output=True)
     (finding,) = stores.verified_remotes()
     assert (finding.level, finding.message) == (
-        "ok", "what is fetched from mine, open, team is compared with its digest"
-    )  # fmt: skip
+        "ok",
+        "what is fetched from mine, open, team is compared with its digest",
+    )
 
 
 def test_a_remote_on_a_server_that_is_away_is_a_problem_in_bounded_time(project, monkeypatch):
@@ -542,8 +549,9 @@ def test_results_that_take_longer_than_the_time_given_are_a_warning(project):
     found = results.results(seconds=-1)
     assert levels(found) == ["warning"]
     assert (found[0].message, found[0].remedy) == (
-        "1 of 2 outputs were not read within -1 s", "python -m pipeline lock"
-    )  # fmt: skip
+        "1 of 2 outputs were not read within -1 s",
+        "python -m pipeline lock",
+    )
 
 
 def test_results_are_left_alone_while_a_stage_writes_them(project):
@@ -617,8 +625,9 @@ def test_locks_of_git_and_workspaces_of_experiments_are_warnings(project):
         Path(name).mkdir(parents=True)
     Path(".git/index.lock").write_text("", encoding="utf-8")
     assert [finding.remedy for finding in leftovers.leftovers()] == [
-        "rm .git/index.lock", "rm -r .dvc/tmp/exps/standalone/tmpabc"
-    ]  # fmt: skip
+        "rm .git/index.lock",
+        "rm -r .dvc/tmp/exps/standalone/tmpabc",
+    ]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def test_divisions_that_contradict_each_other_are_all_told():
     shares = sorted((sorted(reading.shares.values()) for reading in found.readings), key=str)
     assert shares == [[2.0, 3.0], [2.0, 3.0]]
     assert {frozenset(reading.shares) for reading in found.readings} == {
-        frozenset({DATA | PARAMS, CODE}), frozenset({PARAMS | CODE, DATA})
-    }  # fmt: skip
+        frozenset({DATA | PARAMS, CODE}),
+        frozenset({PARAMS | CODE, DATA}),
+    }
 
 
 def test_without_one_of_the_two_revisions_there_is_nothing_to_divide():
@@ -105,8 +106,12 @@ def outcome(value: float, run: str = "net-svm", test: str = "t") -> Outcome:
 
 
 def test_the_summary_says_what_moved_what_cannot_be_combined_and_what_is_not_comparable():
-    outcomes = {frozenset(): outcome(0.8), PARAMS | CODE: outcome(0.9, test="other"), CODE: outcome(0.85),
-                PARAMS: Outcome(None, "error: params.yaml: unknown key 'new'")}  # fmt: skip
+    outcomes = {
+        frozenset(): outcome(0.8),
+        PARAMS | CODE: outcome(0.9, test="other"),
+        CODE: outcome(0.85),
+        PARAMS: Outcome(None, "error: params.yaml: unknown key 'new'"),
+    }
     found = Delta(("v1", "v2"), ("a", "b"), ("params", "code"), outcomes)
     text = delta_report.summary(found)
     assert "champion test accuracy: 0.8000 -> 0.9000 (+0.1000) = params +0.0500; code +0.0500" in text
@@ -142,8 +147,12 @@ def test_other_locked_packages_are_in_no_share_and_that_is_said():
 
 
 def test_relabelled_test_images_are_another_test_part(tmp_path):
-    rows = [["path", "label", "split", "group", "stratum", "sha256"], ["test/a/1.png", "a", "test", "", "", "1"],
-            ["test/b/2.png", "b", "test", "", "", "2"], ["train/b/3.png", "b", "train", "", "", "3"]]  # fmt: skip
+    rows = [
+        ["path", "label", "split", "group", "stratum", "sha256"],
+        ["test/a/1.png", "a", "test", "", "", "1"],
+        ["test/b/2.png", "b", "test", "", "", "2"],
+        ["train/b/3.png", "b", "train", "", "", "3"],
+    ]
 
     def digest(lines: list[list[str]]) -> str:
         (tmp_path / "manifest.csv").write_text("".join(f"{','.join(line)}\n" for line in lines), encoding="utf-8")
@@ -196,8 +205,10 @@ def test_what_no_stage_reads_is_no_change(project):
 def test_a_combination_holds_what_it_says(project, tmp_path, some):
     first, second = (variants.read(project, name) for name in ("first", "second"))
     clone = variants.build(project, first, second, some, tmp_path / "clone")
-    texts = {name: (clone / file).read_text(encoding="utf-8") for name, file in
-             (("data", "data/labels.txt"), ("params", "params.yaml"), ("code", "pipeline/sweep.py"))}  # fmt: skip
+    texts = {
+        name: (clone / file).read_text(encoding="utf-8")
+        for name, file in (("data", "data/labels.txt"), ("params", "params.yaml"), ("code", "pipeline/sweep.py"))
+    }
     new = {"data": "41.png bad", "params": "seed: 5", "code": "0.4 * labels"}
     assert {name for name in texts if new[name] in texts[name]} == some
 

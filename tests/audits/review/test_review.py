@@ -496,8 +496,10 @@ def test_the_command_attaches_its_review_to_the_runs_of_the_records(here, capsys
     connection = store.connect(place, tracking.experiment_name(dataset))
     record = run_inputs.record_digest(here / reviewed.RUN)
     tags = {"level": "method", "stage": "sweep", "network": "net", "method": "svm"}
-    runs = [connection.client.create_run(connection.experiment, tags=tags | {"record": digest})
-            for digest in (record, "f" * 64)]  # fmt: skip
+    runs = [
+        connection.client.create_run(connection.experiment, tags=tags | {"record": digest})
+        for digest in (record, "f" * 64)
+    ]
     assert command(here) == 0
     assert "MLflow: attached to 1 runs" in capsys.readouterr().out
     commit_id = clones.commit_of(here, "HEAD")
@@ -513,10 +515,13 @@ def test_an_interrupted_review_leaves_no_process_and_no_place(here, tmp_path):
     commit(here)
     (tmp_path / "aside").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline", "review"], cwd=here, text=True, stderr=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "pipeline", "review"],
+        cwd=here,
+        text=True,
+        stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(provenance.ROOT), "TMPDIR": str(tmp_path / "aside")},
-    )  # fmt: skip
+    )
     for line in process.stderr:
         if line.startswith("[2/4] split"):
             break
@@ -543,8 +548,10 @@ def test_a_review_is_attached_to_the_runs_of_its_records_and_to_no_other(tmp_pat
     connection = store.connect(place, tracking.experiment_name("d"))
     tags = {"level": "method", "stage": "sweep", "network": "net", "method": "svm", "environment.cpu": "x"}
     tags["environment_witnessed"] = "true"
-    runs = [connection.client.create_run(connection.experiment, tags=tags | {"record": record}, start_time=1000)
-            for record in ("abc", "other")]  # fmt: skip
+    runs = [
+        connection.client.create_run(connection.experiment, tags=tags | {"record": record}, start_time=1000)
+        for record in ("abc", "other")
+    ]
     connection.client.set_terminated(runs[0].info.run_id, end_time=5000)
     assert reviews.durations(place, "d")["sweep@net-svm"] == pytest.approx(4)
     assert reviews.environments(place, "d", ["abc"]) == {"abc": [{"cpu": "x"}]}

@@ -18,10 +18,16 @@ from tests.reviewed import JUDGED_BY
 
 TOLERANCE = tolerance.ToleranceParams(absolute=1e-6, relative=1e-3)
 RECORD = artifacts.Record(
-    stage="sweep", network="net", method="svm", classes=["bad", "good"], parameters={"C": 1}, inputs={},
-    candidates=[artifacts.Candidate(name="C=1", parameters={"C": 1})], selected=0,
+    stage="sweep",
+    network="net",
+    method="svm",
+    classes=["bad", "good"],
+    parameters={"C": 1},
+    inputs={},
+    candidates=[artifacts.Candidate(name="C=1", parameters={"C": 1})],
+    selected=0,
     cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-)  # fmt: skip
+)
 
 
 # --- digests and locks ---------------------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ ONES = np.ones(3, dtype=np.float32)
         ("x.png", np.zeros((2, 2), np.uint8), np.eye(2, dtype=np.uint8), None),
         ("x.cbm", "a model", "another", None),
     ],
-)  # fmt: skip
+)
 def test_files_are_close_if_their_numbers_are(tmp_path, name, claimed, replayed, close):
     sides = {"claimed": claimed, "replayed": replayed}
     files = [written(tmp_path / side, name, content) for side, content in sides.items()]
@@ -272,7 +278,7 @@ def run_directory(place, test, *, record=RECORD, validation=None):
         (lambda good: 1 - good, DIVERGED),
     ],
     ids=["last digits", "a few images near one half", "everything the other way round"],
-)  # fmt: skip
+)
 def test_a_run_is_judged_by_its_predictions(tmp_path, change, verdict):
     before, labels = predictions(2000)
     good = np.clip(change(before[:, 1]), 0, 1).astype(np.float32)
@@ -282,16 +288,26 @@ def test_a_run_is_judged_by_its_predictions(tmp_path, change, verdict):
     (replayed / "model.bin").write_text("another", encoding="utf-8")
     truth = Truth({"validation": labels, "test": labels}, 1, "accuracy")
     one, differences = verdicts.output(
-        "sweep", "results/runs/net-svm", digests=("a", "b"), claimed=lambda: claimed, replayed=replayed, truth=truth,
+        "sweep",
+        "results/runs/net-svm",
+        digests=("a", "b"),
+        claimed=lambda: claimed,
+        replayed=replayed,
+        truth=truth,
         params=JUDGED_BY,
-    )  # fmt: skip
+    )
     assert one.verdict == verdict
     assert one.basis == "per-image predictions"
     assert differences.keys() == {f"{part}_{name}" for part in ("validation", "test") for name in metrics.NAMES}
     without, _ = verdicts.output(
-        "sweep", "results/runs/net-svm", digests=("a", "b"), claimed=lambda: claimed, replayed=replayed, truth=None,
+        "sweep",
+        "results/runs/net-svm",
+        digests=("a", "b"),
+        claimed=lambda: claimed,
+        replayed=replayed,
+        truth=None,
         params=JUDGED_BY,
-    )  # fmt: skip
+    )
     assert without.verdict == (CLOSE if verdict == CLOSE else DIVERGED), "without common images, nothing is equivalent"
 
 
@@ -305,8 +321,10 @@ def test_predictions_of_other_parameters_are_no_reproduction_even_if_equal(tmp_p
 
 def judged(tmp_path, claimed, replayed, *, labels, params=JUDGED_BY):
     """Judge two runs, each (test, options of `run_directory`)."""
-    places = [run_directory(tmp_path / name, side[0], **side[1]) for name, side in
-              (("claimed", claimed), ("replayed", replayed))]  # fmt: skip
+    places = [
+        run_directory(tmp_path / name, side[0], **side[1])
+        for name, side in (("claimed", claimed), ("replayed", replayed))
+    ]
     truth = Truth({"validation": labels, "test": labels}, 1, "accuracy")
     return verdicts.run(*places, truth=truth, params=params)
 
@@ -353,7 +371,7 @@ def test_every_candidate_is_a_claim_not_only_the_selected_one(tmp_path):
         {"candidates": [artifacts.Candidate(name="C=1", parameters={"C": 1}, history={"loss": [0.1]})]},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_a_record_must_say_the_same_where_the_predictions_do(tmp_path, shift, forged):
     test, labels = predictions(40)
     good = test[:, 1] + np.float32(shift)
@@ -380,18 +398,23 @@ def test_the_record_of_an_equivalent_run_may_tell_of_another_training_but_not_of
 # --- what follows from what ----------------------------------------------------------------------------------------
 
 
-PIPELINE = locks.pipeline([
-    Stage("features", "f", (), (), ("data/features/net",)),
-    Stage("sweep@a", "a", ("data/features/net",), (), ("results/runs/net-a",)),
-    Stage("compare", "c", ("results/runs",), (), ("results/leaderboard.json", "results/figures/roc.png")),
-])  # fmt: skip
+PIPELINE = locks.pipeline(
+    [
+        Stage("features", "f", (), (), ("data/features/net",)),
+        Stage("sweep@a", "a", ("data/features/net",), (), ("results/runs/net-a",)),
+        Stage("compare", "c", ("results/runs",), (), ("results/leaderboard.json", "results/figures/roc.png")),
+    ]
+)
 
 
 def outputs(features=IDENTICAL, run=IDENTICAL, table=IDENTICAL, *, unavailable=()):
     found = []
-    for stage, path, verdict in (("features", "data/features/net", features), ("sweep@a", "results/runs/net-a", run),
-                                 ("compare", "results/leaderboard.json", table),
-                                 ("compare", "results/figures/roc.png", table)):  # fmt: skip
+    for stage, path, verdict in (
+        ("features", "data/features/net", features),
+        ("sweep@a", "results/runs/net-a", run),
+        ("compare", "results/leaderboard.json", table),
+        ("compare", "results/figures/roc.png", table),
+    ):
         basis = verdicts.NOT_AVAILABLE if path in unavailable else "content"
         found.append(Output(stage, path, verdict, basis, "a", "b"))
     return found
@@ -413,8 +436,10 @@ def test_a_table_that_differs_is_not_excused_by_metrics_and_runs():
 
 
 def test_another_champion_is_a_divergence_whatever_the_intervals_say():
-    entries = [{"run": "a", "champion": True, "validation": {}, "test": {"accuracy": {"value": 0.8}}},
-               {"run": "b", "champion": False, "validation": {}, "test": {"accuracy": {"value": 0.8}}}]  # fmt: skip
+    entries = [
+        {"run": "a", "champion": True, "validation": {}, "test": {"accuracy": {"value": 0.8}}},
+        {"run": "b", "champion": False, "validation": {}, "test": {"accuracy": {"value": 0.8}}},
+    ]
     swapped = [{**one, "champion": not one["champion"]} for one in entries]
     found = verdicts.metrics_of(entries, swapped, differences={}, params=JUDGED_BY)
     assert [(one.run, one.verdict) for one in found if one.verdict != IDENTICAL] == [("champion", DIVERGED)]
@@ -429,9 +454,17 @@ def test_where_only_a_digest_is_left_the_committed_metrics_decide():
 
 
 def test_a_metric_beyond_tolerance_is_equivalent_only_by_its_own_interval():
-    sides = [[{"run": "a", "champion": True, "validation": {"accuracy": {"value": value}},
-               "test": {"accuracy": {"value": value}, "log_loss": {"value": value}, "roc_auc": {"value": 0.9}}}]
-             for value in (0.80, 0.81)]  # fmt: skip
+    sides = [
+        [
+            {
+                "run": "a",
+                "champion": True,
+                "validation": {"accuracy": {"value": value}},
+                "test": {"accuracy": {"value": value}, "log_loss": {"value": value}, "roc_auc": {"value": 0.9}},
+            }
+        ]
+        for value in (0.80, 0.81)
+    ]
     near, far = (equivalence.Difference("accuracy", 0.8, 0.81, -0.001, high, 0.02) for high in (0.019, 0.03))
     # One near one half may flip where every probability is within the tolerance.
     flipped = equivalence.Difference("accuracy", 0.8, 0.81, -0.03, 0.05, 0.02, close=True)
@@ -440,8 +473,13 @@ def test_a_metric_beyond_tolerance_is_equivalent_only_by_its_own_interval():
         differences = {"a": {"test_accuracy": difference}}
         judged = verdicts.metrics_of(*sides, differences=differences, params=JUDGED_BY)
         found = {one.name: one.verdict for one in judged}
-        assert found == {"run": IDENTICAL, "validation_accuracy": DIVERGED, "test_accuracy": verdict,
-                         "test_log_loss": DIVERGED, "test_roc_auc": IDENTICAL}  # fmt: skip
+        assert found == {
+            "run": IDENTICAL,
+            "validation_accuracy": DIVERGED,
+            "test_accuracy": verdict,
+            "test_log_loss": DIVERGED,
+            "test_roc_auc": IDENTICAL,
+        }
     assert next(one.note for one in judged if one.name == "test_accuracy") == "the claimed predictions give 0.81"
 
 
@@ -517,9 +555,11 @@ def test_a_lock_is_compared_with_params_as_numbers_and_not_as_text():
 
 
 def test_a_stage_that_ran_on_another_input_than_its_maker_claims_is_found():
-    claims = {"features": Claim("f", {}, {}, {"data/features/net": "new"}),
-              "sweep@a": Claim("a", {"data/features/net": "old"}, {}, {"results/runs/net-a": "x"}),
-              "compare": Claim("c", {"results/runs": "y"}, {}, {"results/leaderboard.json": "z"})}  # fmt: skip
+    claims = {
+        "features": Claim("f", {}, {}, {"data/features/net": "new"}),
+        "sweep@a": Claim("a", {"data/features/net": "old"}, {}, {"results/runs/net-a": "x"}),
+        "compare": Claim("c", {"results/runs": "y"}, {}, {"results/leaderboard.json": "z"}),
+    }
     found = causes.of_lock(PIPELINE, claims, {}, lambda path: None)
     assert [(one.kind, one.stage) for one in found] == [(causes.DATA, "sweep@a")]
 
@@ -558,8 +598,10 @@ def test_the_installed_packages_are_those_of_the_committed_lock_or_named(root):
 
 def manifest(place, rows):
     columns = artifacts.MANIFEST_COLUMNS
-    table = [dict(zip(columns, (f"{part}/{label}/{name}", label, part, "", "", sha), strict=True))
-             for name, label, part, sha in rows]  # fmt: skip
+    table = [
+        dict(zip(columns, (f"{part}/{label}/{name}", label, part, "", "", sha), strict=True))
+        for name, label, part, sha in rows
+    ]
     artifacts.write_csv(place, columns, table)
     return place
 
