@@ -292,7 +292,7 @@ def test_results_that_are_missing_or_do_not_fit_are_one_clear_error(project, tmp
 
 
 def test_what_is_missing_is_said_before_anything_is_fitted(project, monkeypatch):
-    monkeypatch.setattr(fairness.resplits, "sweep", lambda *_, **__: pytest.fail("fitted"))
+    monkeypatch.setattr(fairness.repeated_splits, "sweep", lambda *_, **__: pytest.fail("fitted"))
     details = project / leaderboard.DETAILS
     before = details.read_bytes()
     try:
