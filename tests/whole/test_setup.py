@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 LOCKS = ("requirements.lock", "requirements-gpu.lock")
-TARGETS = ("help", "repro", "review", "test", "ui", "demo", "bench", "clean-features", "environment", "lock")
+TARGETS = ("help", "repro", "review", "test", "lint", "ui", "demo", "bench", "clean-features", "environment", "lock")
 
 
 # --- lock files ----------------------------------------------------------------------------------------------------
@@ -89,10 +89,12 @@ def test_every_target_is_phony(root):
 @pytest.mark.parametrize("variant", ["", "1"])
 def test_targets_use_the_environment_of_their_variant(root, environment, variant):
     venv, lock = (".venv-gpu", "requirements-gpu.lock") if variant else (".venv", "requirements.lock")
-    for target in ("repro", "review", "test", "ui", "demo", "bench", "clean-features"):
+    for target in ("repro", "review", "test", "lint", "ui", "demo", "bench", "clean-features"):
         lines = make(root, "--dry-run", target, f"GPU={variant}", environment=environment).stdout.splitlines()
         assert lines[0] == f"sh scripts/environment.sh {target} {venv} {lock}"
-        assert all(f"$PWD/{venv}/bin:" in line for line in lines[1:] if "python" in line or "dvc" in line)
+        assert all(
+            f"$PWD/{venv}/bin:" in line for line in lines[1:] if "python" in line or "dvc" in line or "ruff" in line
+        )
 
 
 def test_what_the_targets_leave_behind_is_ignored_by_git(root):
