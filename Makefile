@@ -55,7 +55,7 @@ lint: ## check the style of the code, and that imports run down
 	$(ENVIRONMENT)
 	$(RUN) ruff check --no-cache
 	$(RUN) ruff format --check --no-cache
-	$(RUN) lint-imports --no-cache
+	$(RUN) lint-imports --no-cache --no-logo
 
 ui: ## fill MLflow from the records of the runs and open its page
 	$(ENVIRONMENT)
