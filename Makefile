@@ -26,7 +26,7 @@ PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadsco
 export PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help repro review test ui demo bench clean-features environment lock
+.PHONY: help repro review test lint ui demo bench clean-features environment lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,12 @@ review: ## replay HEAD, or REV=..., from nothing, judge it by what it claims, an
 test: ## run the tests; with SLOW=1 also those that take minutes each
 	$(ENVIRONMENT)
 	$(RUN) python -m pytest $(if $(SLOW),-m '',$(PARALLEL))
+
+lint: ## check the style of the code, and that imports run down
+	$(ENVIRONMENT)
+	$(RUN) ruff check --no-cache
+	$(RUN) ruff format --check --no-cache
+	$(RUN) lint-imports --no-cache --no-logo
 
 ui: ## fill MLflow from the records of the runs and open its page
 	$(ENVIRONMENT)

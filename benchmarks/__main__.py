@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import measure, results, rows
-from pipeline import artifacts, provenance
 from pipeline.commands import demo
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, provenance
 
 ROOT = provenance.ROOT
 

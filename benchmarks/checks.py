@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks import measure, rows
-from pipeline import provenance
 from pipeline.commands import demo
+from pipeline.core import provenance
 
 COMMANDS = ("fairness", "sync --check", "doctor")
 MOST_SECONDS = 180
@@ -33,11 +33,12 @@ def claims(runs: dict[str, list[measure.Run]]) -> list[rows.Row]:
     together = [sum(run.seconds for run in turn) for turn in zip(*runs.values(), strict=True)]
     names = ", ".join(f"`{name}`" for name in runs)
     return [
-        measure.valued(f"on the default data set, one after another: {names}", together, unit="s",
-                       target=MOST_SECONDS),
-        *(measure.valued(f"on the default data set: `{name}`", [run.seconds for run in each], unit="s")
-          for name, each in runs.items()),
-    ]  # fmt: skip
+        measure.valued(f"on the default data set, one after another: {names}", together, unit="s", target=MOST_SECONDS),
+        *(
+            measure.valued(f"on the default data set: `{name}`", [run.seconds for run in each], unit="s")
+            for name, each in runs.items()
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import measure, rows
 from benchmarks.measure import Run
 from benchmarks.workspace import BACKBONE, Workspace
-from pipeline import artifacts
+from pipeline.core import artifacts
 
 STAGE = ("features", "--backbone", BACKBONE)
 OUTPUTS = tuple(f"data/features/{BACKBONE}/{part}.npy" for part in artifacts.PARTS)

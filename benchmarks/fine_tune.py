@@ -12,7 +12,7 @@ import sys
 
 from benchmarks import fits, measure, rows
 from benchmarks.workspace import BACKBONE, Workspace
-from pipeline import params
+from pipeline.core import params
 
 BLOCKS = 5  # of 16
 STAGE = ("fine_tune", "--backbone", BACKBONE)

@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks import measure, rows
 from benchmarks.measure import Journal, Run
 from benchmarks.workspace import BACKBONE, Workspace
-from pipeline import artifacts
-from pipeline.progress import progress, say
+from pipeline.console.progress import progress, say
+from pipeline.core import artifacts
 
 SIZES = (1_000, 4_000, 16_000, 60_000)
 FEW = 100  # their time is the start-up
@@ -58,12 +58,19 @@ def grow(
     write_pieces(place.directory, photographs, size)
     regression_cache = place.directory / ".cache"
     jobs = [
-        place.job(f"{FEATURES[0]}, {size} images", FEATURES, before=place.clear_store,
-                  outputs=[f"data/features/{BACKBONE}/train.npy"]),
-        place.job(f"{REGRESSION[0]}, {size} images", REGRESSION,
-                  before=lambda: shutil.rmtree(regression_cache, ignore_errors=True),
-                  outputs=[f"results/runs/{BACKBONE}-logistic_regression"]),
-    ]  # fmt: skip
+        place.job(
+            f"{FEATURES[0]}, {size} images",
+            FEATURES,
+            before=place.clear_store,
+            outputs=[f"data/features/{BACKBONE}/train.npy"],
+        ),
+        place.job(
+            f"{REGRESSION[0]}, {size} images",
+            REGRESSION,
+            before=lambda: shutil.rmtree(regression_cache, ignore_errors=True),
+            outputs=[f"results/runs/{BACKBONE}-logistic_regression"],
+        ),
+    ]
     runs = measure.alternate(jobs, repeats=repeats, journal=journal)
     return {job.name.partition(",")[0]: runs[job.name] for job in jobs}
 

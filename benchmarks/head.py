@@ -36,13 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
     claims = [
         fits.claim(
             f"head training with augmentation, {EPOCHS} epochs, {what}, {sizes.many} training images: `model.fit`",
-            runs, ours=name, sizes=sizes, target=target,
+            runs,
+            ours=name,
+            sizes=sizes,
+            target=target,
         )
         for what, name, target in (
             (f"{VIEWS} views an image", f"ours, {VIEWS} views", 8),
             ("fresh views every epoch", "ours, fresh views", 3),
         )
-    ]  # fmt: skip
+    ]
     rows.report(claims, options.json)
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.rows import Row
-from pipeline import artifacts, provenance
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, provenance
 
 CACHE = provenance.ROOT / ".cache" / "benchmarks"
 SECONDS_BETWEEN_LINES = 15.0

@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 from benchmarks import measure, rows
-from pipeline import provenance
 from pipeline.commands import demo
+from pipeline.core import provenance
 
 
 def main(arguments: list[str] | None = None) -> None:

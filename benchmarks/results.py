@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import measure, rows
 from benchmarks.rows import Row, figure
-from pipeline import artifacts, provenance
+from pipeline.core import artifacts, provenance
 
 JSON = Path(__file__).with_name("results.json")
 MARKDOWN = Path(__file__).with_name("RESULTS.md")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pydantic
 
-from pipeline import artifacts
-from pipeline.progress import say
+from pipeline.console.progress import say
+from pipeline.core import artifacts
 
 
 class Row(pydantic.BaseModel):

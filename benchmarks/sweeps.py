@@ -24,9 +24,11 @@ import numpy as np
 
 from benchmarks import measure, rows
 from benchmarks.rows import Row
-from pipeline import artifacts, metrics, params, seeds
-from pipeline.classifiers import family, search, sigmoid
-from pipeline.provenance import ROOT
+from pipeline.classifiers.search import family, search_space
+from pipeline.classifiers.solvers import sigmoid
+from pipeline.core import artifacts, params, seeds
+from pipeline.core.provenance import ROOT
+from pipeline.evaluation import metrics
 
 
 class Problem:
@@ -42,7 +44,7 @@ class Problem:
         )
         self.classes = parts["train"].classes
 
-    def block(self, name: str, **changes: Any) -> search.Search:
+    def block(self, name: str, **changes: Any) -> search_space.Search:
         block = {**self.values["classifiers"][name], **changes}
         return params.parse(block, family.find(name).Params, where=f"classifiers.{name}")
 
@@ -50,7 +52,7 @@ class Problem:
         return seeds.child_seed(self.values["seed"], "classifiers", name)
 
     def points(self, name: str) -> list[dict[str, Any]]:
-        return [candidate.parameters for candidate in search.candidates(self.block(name), seed=self.seed(name))]
+        return [candidate.parameters for candidate in search_space.candidates(self.block(name), seed=self.seed(name))]
 
     def ours(self, name: str, **changes: Any) -> list[np.ndarray]:
         """Return the validation probabilities of every candidate, as the stage computes them."""

@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 
 from benchmarks import measure, rows
-from pipeline import params, params_file, provenance
 from pipeline.commands import demo
-from pipeline.progress import say
+from pipeline.config import params_file
+from pipeline.console.progress import say
+from pipeline.core import params, provenance
 
 # The last commit at which training ran the frozen part of a network in TensorFlow, and nothing was kept.
 BEFORE = "0cf356b"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from pipeline import artifacts, params, params_file, provenance
 from pipeline.commands import demo
+from pipeline.config import params_file
+from pipeline.core import artifacts, params, provenance
 
 BACKBONE = "efficientnet_lite0"
 RIVALS = Path(__file__).resolve().parent / "rivals"

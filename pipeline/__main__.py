@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
-from pipeline.errors import BakeoffError, system_reason
-from pipeline.progress import Log, NoLog
+from pipeline.console.errors import BakeoffError, system_reason
+from pipeline.console.progress import Log, NoLog
 
 # Set before anything imports TensorFlow: its greetings would bury what a stage has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -105,7 +105,7 @@ def run_stage(stage: str, item: dict[str, str]) -> None:
 
     Raises ChangedError if what the stage reads changed while it ran: DVC would record the result beside the new state.
     """
-    from pipeline import artifacts, changes, params, provenance
+    from pipeline.core import artifacts, changes, params, provenance
 
     # Before the stage is imported.
     code = changes.Files(changes.sources(stage, item))
@@ -124,7 +124,8 @@ def check_params(*, split: bool = True, runs: bool = False) -> dict[str, Any]:
     ``split``: also against the split. A stage that does not read it may run before there is one of these images.
     ``runs``: also against the records of all declared runs, for whoever shows them as results of these params.
     """
-    from pipeline import params, schema
+    from pipeline.config import schema
+    from pipeline.core import params
 
     values = params.load()
     schema.check_text(params.PARAMS_FILE.read_text(encoding="utf-8"))
@@ -137,13 +138,14 @@ def check_params(*, split: bool = True, runs: bool = False) -> dict[str, Any]:
 
 def _log(stage: str, item: dict[str, str], values: dict[str, Any]) -> AbstractContextManager[Log]:
     """Return the live log of a stage that ends in a run; the others have no steps to log."""
-    from pipeline import identity, tracking
+    from pipeline import tracking
+    from pipeline.tracking import run_inputs
 
-    run = identity.run_of(stage, item, values)
+    run = run_inputs.run_of(stage, item, values)
     if run is None:
         return nullcontext(NoLog())
     dataset = tracking.dataset_name(values["dataset"])
-    return tracking.live(dataset=dataset, run=run, inputs=identity.inputs_of(run, values))
+    return tracking.live(dataset=dataset, run=run, inputs=run_inputs.inputs_of(run, values))
 
 
 def _parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:

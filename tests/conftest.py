@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import params, params_file, provenance
 from pipeline.commands import demo
+from pipeline.config import params_file
+from pipeline.core import params, provenance
 
 
 def pytest_configure() -> None:
@@ -132,7 +133,7 @@ def digits() -> Any:
 @pytest.fixture(scope="session")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which `dvc repro` has run, on few images."""
-    from test_pipeline import prepare, run
+    from tests.whole.test_pipeline import prepare, run
 
     if not (root / ".git").exists():
         pytest.skip("needs a git clone of the project")

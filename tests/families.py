@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from pipeline import params
-from pipeline.classifiers import family, search
+from pipeline.classifiers.search import family, search_space
+from pipeline.core import params
 
 COMMON = {"scale": "standard", "class_weight": None}
 UNSCALED = {"scale": None, "class_weight": None}
@@ -23,8 +23,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         BOOSTING,
     ),
     "gradient_boosting": (
-        {"max_leaf_nodes": 5, "learning_rate": 0.2, "max_features": 0.5, "min_samples_leaf": 5,
-         "l2_regularization": 0.0, **UNSCALED},
+        {
+            "max_leaf_nodes": 5,
+            "learning_rate": 0.2,
+            "max_features": 0.5,
+            "min_samples_leaf": 5,
+            "l2_regularization": 0.0,
+            **UNSCALED,
+        },
         BOOSTING,
     ),
     "k_nearest_neighbors": ({"n_neighbors": 5, "metric": "euclidean", "weights": "distance", **COMMON}, {}),
@@ -37,11 +43,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random_forest": ({"n_estimators": 30, "max_features": 0.5, "min_samples_leaf": 1, **UNSCALED}, {}),
     "rbf_svm": ({"C": 3.0, "gamma": "scale", **COMMON}, {"exact_up_to": 10_000, "components": 100}),
     "xgboost": (
-        {"max_depth": 3, "learning_rate": 0.2, "feature_fraction": 0.5, "min_child_weight": 1.0, "reg_lambda": 1.0,
-         **UNSCALED},
+        {
+            "max_depth": 3,
+            "learning_rate": 0.2,
+            "feature_fraction": 0.5,
+            "min_child_weight": 1.0,
+            "reg_lambda": 1.0,
+            **UNSCALED,
+        },
         BOOSTING,
     ),
-}  # fmt: skip
+}
 BOOSTERS = sorted(name for name, (_, extra) in CASES.items() if "trees" in extra)
 SEED = 4_000_000_000  # child seeds use all 32 bits
 
@@ -89,7 +101,7 @@ def sweep(
     """Fit a grid as a sweep does; return the points with their fits."""
     module = family.find(name)
     block = params.parse({"search": "grid", "grid": grid, **CASES[name][1]}, module.Params, where=name)
-    points = [candidate.parameters for candidate in search.candidates(block, seed=0)]
+    points = [candidate.parameters for candidate in search_space.candidates(block, seed=0)]
     n_classes = len(np.unique(train[1]))
     task = family.Task(train, validation, n_classes=n_classes, seed=SEED, threads=2)
     return list(zip(points, family.fit_all(module.Fitter(task, block), points), strict=True))

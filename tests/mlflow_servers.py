@@ -41,9 +41,22 @@ class Server:
     def __init__(self, backend: str, folder: Path, *, messages: Path | None = None):
         self.port = free_port()
         self.uri = f"http://{HOST}:{self.port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--host", HOST,
-                         "--port", str(self.port), "--workers", "1", "--artifacts-destination",
-                         str(folder / "artifacts")]  # fmt: skip
+        self._command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            backend,
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ]
         self._messages = messages or folder / "server.log"
         self._process: subprocess.Popen | None = None
 
@@ -114,10 +127,31 @@ def postgresql() -> Iterator[str]:
     if other:
         shutil.chown(folder, "nobody")
     port = free_port()
-    initialize = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "bakeoff", "-A", "trust", "--no-sync",
-                  "-E", "UTF8", "--no-locale"]  # fmt: skip
-    serve = [str(binaries / "postgres"), "-D", str(folder / "data"), "-p", str(port), "-h", HOST, "-k", str(folder),
-             "-F"]  # fmt: skip
+    initialize = [
+        str(binaries / "initdb"),
+        "-D",
+        str(folder / "data"),
+        "-U",
+        "bakeoff",
+        "-A",
+        "trust",
+        "--no-sync",
+        "-E",
+        "UTF8",
+        "--no-locale",
+    ]
+    serve = [
+        str(binaries / "postgres"),
+        "-D",
+        str(folder / "data"),
+        "-p",
+        str(port),
+        "-h",
+        HOST,
+        "-k",
+        str(folder),
+        "-F",
+    ]
     try:
         subprocess.run(initialize, check=True, cwd=folder, capture_output=True, **other)
         with (folder / "log").open("w") as messages:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.review import audit, clones, locks, materials, verdicts
-from pipeline.review.closeness import ToleranceParams
-from pipeline.review.equivalence import EquivalenceParams
+from pipeline.audits.review import audit, clones, locks, materials, verdicts
+from pipeline.audits.review.equivalence import EquivalenceParams
+from pipeline.audits.review.tolerance import ToleranceParams
 
 RUN = "results/runs/net-svm"
 MANIFEST = "data/split/manifest.csv"
@@ -98,13 +98,21 @@ def stage(name: str, deps: list[str], params: list[str], **outs: list[Any]) -> d
 
 STAGES = {
     "dataset": stage("catalog", ["data/labels.txt"], ["dataset"], outs=["data/catalog.csv"]),
-    "split": stage("split", ["data/catalog.csv"], ["seed"],
-                   outs=[MANIFEST, "data/split/train", "data/split/validation", "data/split/test"]),
+    "split": stage(
+        "split",
+        ["data/catalog.csv"],
+        ["seed"],
+        outs=[MANIFEST, "data/split/train", "data/split/validation", "data/split/test"],
+    ),
     "sweep": stage("sweep", [MANIFEST], ["seed"], outs=[RUN]),
-    "compare": stage("compare", [MANIFEST, "results/runs"], ["selection"],
-                     outs=[{"results/leaderboard.json": {"cache": False}}],
-                     metrics=[{"results/metrics.json": {"cache": False}}]),
-}  # fmt: skip
+    "compare": stage(
+        "compare",
+        [MANIFEST, "results/runs"],
+        ["selection"],
+        outs=[{"results/leaderboard.json": {"cache": False}}],
+        metrics=[{"results/metrics.json": {"cache": False}}],
+    ),
+}
 VALUES = {
     "seed": 0,
     "dataset": {"source": "folder", "path": "data/labels.txt"},

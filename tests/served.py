@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import activations, artifacts, feature_store, images, inference
-from pipeline.params import Params
-from pipeline.progress import NoLog
+from pipeline.console.progress import NoLog
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.features import activations, feature_store, inference
+from pipeline.images import decode
 from pipeline.stages import features, head
 from tests import families, photographs
 
@@ -39,8 +41,8 @@ def sweep_run(name: str, *, classes: Sequence[str] = CLASSES) -> Path:
     network = inference.FrozenNetwork(
         part.build, compute=compute, converted=part.converted(feature_store.from_environment())
     )
-    params = images.ImageParams(**photographs.VALUES["images"])
-    rows = network.run(np.stack([images.load(file, size=32, params=params) for file in pictures(160)]))
+    params = decode.ImageParams(**photographs.VALUES["images"])
+    rows = network.run(np.stack([decode.load(file, size=32, params=params) for file in pictures(160)]))
     # What is to be learned: whether an image's red is above its blue, with a few mistakes.
     labels = np.array([(number * 7 % 16 < 8) ^ (number % 13 == 0) for number in range(160)]).astype(np.int64)
     model = families.fit(name, (rows[:120], labels[:120]), (rows[120:], labels[120:]), n_classes=2).model
@@ -49,10 +51,16 @@ def sweep_run(name: str, *, classes: Sequence[str] = CLASSES) -> Path:
     model.save(run)
     shutil.copy(artifacts.FEATURES / "tiny" / "meta.json", run / "features.json")
     record = artifacts.Record(
-        stage="sweep", network="tiny", method=name, classes=list(classes), parameters={"compute.threads": 2}, inputs={},
-        candidates=[artifacts.Candidate(name="only", parameters={}, converged=True)], selected=0,
+        stage="sweep",
+        network="tiny",
+        method=name,
+        classes=list(classes),
+        parameters={"compute.threads": 2},
+        inputs={},
+        candidates=[artifacts.Candidate(name="only", parameters={}, converged=True)],
+        selected=0,
         cost=artifacts.Cost(trainable_parameters=1, total_parameters=1, model_bytes=1, multiply_adds=1),
-    )  # fmt: skip
+    )
     artifacts.write_record(run / "record.json", record)
     validation = model.predict_proba(rows[120:])
     artifacts.write_predictions(run / "predictions.npz", artifacts.Predictions(validation[np.newaxis], validation))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline import inference, networks
+from pipeline.features import inference
+from pipeline.networks import graphs
 from pipeline.training import fitting, heads, optimizers
 from pipeline.training.fitting import FitParams, PlateauParams, StoppingParams
 
@@ -22,7 +23,7 @@ HEAD = heads.HeadParams(
     **PARAMS.model_dump(), pooling="avg", hidden_units=[4], activation="relu", dropout=0.2, output="softmax"
 )
 COMPUTE = inference.ComputeParams(threads=2, batch_size=16, engine="openvino", precision="float32")
-SPEC = networks.NetworkSpec(
+SPEC = graphs.NetworkSpec(
     name="trunk",
     input_size=32,
     map_layer="block2_dropout",
@@ -30,9 +31,9 @@ SPEC = networks.NetworkSpec(
     feature_width=8,
     prediction_layer=None,
     preprocess="backbone",
-    blocks=[networks.BlockSpec(name=f"block{number}", first_layer=f"block{number}_conv") for number in (1, 2)],
+    blocks=[graphs.BlockSpec(name=f"block{number}", first_layer=f"block{number}_conv") for number in (1, 2)],
     weights={"source": "random"},
-    cost=networks.Cost(parameters=1, bytes=1, multiply_adds=1),
+    cost=graphs.Cost(parameters=1, bytes=1, multiply_adds=1),
 )
 
 
@@ -67,5 +68,9 @@ def digits() -> fitting.Examples:
     data = load_digits(n_class=2)
     pixels = np.repeat((data.images * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
     labels = data.target.astype(np.int64)
-    return fitting.Examples(labels[:40], lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2), labels[40:60],
-                            lambda rows: pixels[40 + rows])  # fmt: skip
+    return fitting.Examples(
+        labels[:40],
+        lambda rows, epoch: np.roll(pixels[rows], epoch, axis=2),
+        labels[40:60],
+        lambda rows: pixels[40 + rows],
+    )

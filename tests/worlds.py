@@ -47,8 +47,13 @@ os.scandir = Backwards
 # Languages whose upper and lower case, decimal points or encodings have surprised programs before; last those that
 # every machine has, of which at least the encodings differ.
 LOCALES = ("tr_TR.utf8", "de_DE.iso88591", "de_DE.utf8", "ja_JP.eucjp", "fr_FR.utf8", "C", "POSIX", "C.utf8")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
-                    "TF_NUM_INTEROP_THREADS")  # fmt: skip
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,15 @@ class World:
     def run(self, *command: str, cwd: Path) -> str:
         """Return what a command says. Fails with that if the command does."""
         done = subprocess.run(
-            command, cwd=cwd, env=self.environment, umask=self.umask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            command,
+            cwd=cwd,
+            env=self.environment,
+            umask=self.umask,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
         assert done.returncode == 0, done.stdout
         return done.stdout
 
@@ -84,10 +95,19 @@ def elsewhere(place: Path) -> World:
     (home / ".keras").mkdir()
     (home / ".keras" / "keras.json").write_text(settings, encoding="utf-8")
     variables = {
-        "PYTHONHASHSEED": "4242", "TZ": "Asia/Kathmandu", "LC_ALL": language, "LANG": language,
-        "HOME": str(home), "USER": "somebody", "LOGNAME": "somebody", "TMPDIR": str(home / "tmp"), "COLUMNS": "40",
-        "PYTHONPATH": str(customized), "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1",
-    }  # fmt: skip
+        "PYTHONHASHSEED": "4242",
+        "TZ": "Asia/Kathmandu",
+        "LC_ALL": language,
+        "LANG": language,
+        "HOME": str(home),
+        "USER": "somebody",
+        "LOGNAME": "somebody",
+        "TMPDIR": str(home / "tmp"),
+        "COLUMNS": "40",
+        "PYTHONPATH": str(customized),
+        "KERAS_MAX_EPOCHS": "1",
+        "KERAS_MAX_STEPS_PER_EPOCH": "1",
+    }
     # Threads are counted by params.yaml, and by nobody else.
     return World(variables | dict.fromkeys(THREAD_VARIABLES, "1"), umask=0o077)
 

@@ -4,13 +4,13 @@ Not imported by ``stages/sweep.py``, which finds its family by name: adding a fa
 """
 
 FAMILIES = {
-    "catboost": "pipeline.classifiers.catboost",
-    "gradient_boosting": "pipeline.classifiers.gradient_boosting",
-    "k_nearest_neighbors": "pipeline.classifiers.k_nearest_neighbors",
-    "lightgbm": "pipeline.classifiers.lightgbm",
-    "linear_svm": "pipeline.classifiers.linear_svm",
-    "logistic_regression": "pipeline.classifiers.logistic_regression",
-    "random_forest": "pipeline.classifiers.random_forest",
-    "rbf_svm": "pipeline.classifiers.rbf_svm",
-    "xgboost": "pipeline.classifiers.xgboost",
+    "catboost": "pipeline.classifiers.families.catboost",
+    "gradient_boosting": "pipeline.classifiers.families.gradient_boosting",
+    "k_nearest_neighbors": "pipeline.classifiers.families.k_nearest_neighbors",
+    "lightgbm": "pipeline.classifiers.families.lightgbm",
+    "linear_svm": "pipeline.classifiers.families.linear_svm",
+    "logistic_regression": "pipeline.classifiers.families.logistic_regression",
+    "random_forest": "pipeline.classifiers.families.random_forest",
+    "rbf_svm": "pipeline.classifiers.families.rbf_svm",
+    "xgboost": "pipeline.classifiers.families.xgboost",
 }

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import activations, artifacts, imagenet, images, inference, networks, outputs, params, provenance
-from pipeline.backbones import choice
-from pipeline.backbones.table import BACKBONES
-from pipeline.errors import BakeoffError
-from pipeline.image_files import find_images
-from pipeline.progress import announce
+from pipeline.audits import outputs
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import announce
+from pipeline.core import artifacts, params, provenance
+from pipeline.features import activations, inference
+from pipeline.images import decode
+from pipeline.images.find import find_images
+from pipeline.networks import graphs, imagenet
+from pipeline.networks.backbones import choice
+from pipeline.networks.backbones.table import BACKBONES
 from pipeline.stages import as_is
 
 BAR = 20  # characters of a probability of 1
@@ -34,16 +38,16 @@ def main(arguments: argparse.Namespace) -> int:
         raise BakeoffError(f"--top must be from 1 to {imagenet.CLASSES}, received {arguments.top}")
     values = params.load()
     compute = params.parse(params.lookup(values, "compute"), inference.ComputeParams, where="compute")
-    image_params = params.parse(params.lookup(values, "images"), images.ImageParams, where="images")
+    image_params = params.parse(params.lookup(values, "images"), decode.ImageParams, where="images")
     files = find(arguments.paths)
     frozen, spec = _network(values, arguments.backbone, arguments.weights)
     announce(f"{as_is.title(spec)}, {spec.input_size} x {spec.input_size}, on {len(files)} images")
     readable, broken = [], []
     for file in files:  # a broken file costs only itself
         try:
-            images.load(file, size=spec.input_size, params=image_params)
+            decode.load(file, size=spec.input_size, params=image_params)
             readable.append(file)
-        except images.ImageError as error:
+        except decode.ImageError as error:
             broken.append(str(error))
     if readable:
         views = [activations.View(file, artifacts.sha256_file(file), None) for file in readable]
@@ -84,7 +88,7 @@ def lines(files: Sequence[Path], rows: np.ndarray, names: Sequence[str], *, top:
 
 def _network(
     values: dict, backbone: str | None, weights: str | None
-) -> tuple[activations.FrozenPart, networks.NetworkSpec]:
+) -> tuple[activations.FrozenPart, graphs.NetworkSpec]:
     """Return a network up to its classes, and its spec: the stored one if it is what is asked for, else one built now.
 
     A recipe or an edit of params.yaml leaves networks of other sizes, weights or preprocessing behind.
@@ -101,25 +105,25 @@ def _network(
         block = block.model_copy(update={"weights": weights, "variants": variants})
     asked, seed = choice.resolve(name, block), params.lookup(values, "seed")
     stored = artifacts.BACKBONES / name
-    if (stored / networks.SPEC).is_file():
-        spec = networks.read_spec(stored)
+    if (stored / graphs.SPEC).is_file():
+        spec = graphs.read_spec(stored)
         if _is_asked_for(spec, asked, seed=seed):
             outputs.refuse_changed([stored])
             return activations.FrozenPart.up_to(_classes_of(spec), backbone=name), spec
     announce(f"building {name} with weights: {asked.weights}")
-    networks.start_tensorflow()
+    graphs.start_tensorflow()
     model, spec = choice.build(name, block, seed=seed)
     layer = _classes_of(spec)
-    code = provenance.code_digest(["pipeline.backbones.table"])
+    code = provenance.code_digest(["pipeline.networks.backbones.table"])
     return activations.FrozenPart(
-        build=lambda: networks.cut(model, layer),
+        build=lambda: graphs.cut(model, layer),
         sha256=provenance.digest([spec.model_dump(), code]),
         tensors=(f"{layer}:0:0",),
         input_size=spec.input_size,
     ), spec
 
 
-def _is_asked_for(spec: networks.NetworkSpec, asked: choice.Choice, *, seed: int) -> bool:
+def _is_asked_for(spec: graphs.NetworkSpec, asked: choice.Choice, *, seed: int) -> bool:
     """Return whether a stored network is the one that a name stands for now."""
     size = asked.input_size or BACKBONES[asked.network].input_size
     if (spec.network or spec.name, spec.input_size, spec.preprocess) != (asked.network, size, asked.preprocess):
@@ -132,7 +136,7 @@ def _is_asked_for(spec: networks.NetworkSpec, asked: choice.Choice, *, seed: int
     return file.is_file() and spec.weights.get("sha256") == artifacts.sha256_file(file)
 
 
-def _classes_of(spec: networks.NetworkSpec) -> str:
+def _classes_of(spec: graphs.NetworkSpec) -> str:
     if spec.prediction_layer is None:
         raise BakeoffError(as_is.without_classes(spec))
     return spec.prediction_layer

@@ -5,19 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, augmentation_sheet, params, schema
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
-from pipeline.seeds import child_seed
+from pipeline.config import schema
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, params
+from pipeline.core.seeds import child_seed
+from pipeline.show import augmentation_sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE",
-                        help="image files; without one, a few of the train part")  # fmt: skip
-    parser.add_argument("--views", type=int, help="views of each image; without, as many as an image has, at most "
-                        f"{augmentation_sheet.VIEWS}")  # fmt: skip
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side, as the network takes it "
-                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE", help="image files; without one, a few of the train part"
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        help=f"views of each image; without, as many as an image has, at most {augmentation_sheet.VIEWS}",
+    )
+    parser.add_argument(
+        "--size", type=int, default=224, help="pixels of a side, as the network takes it (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=Path("augmentation.png"), help="default: %(default)s")
     parser.epilog = "The views are those that head would train on at this size."
 

@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, networks, params
-from pipeline.backbones import choice
-from pipeline.backbones.backbone import Architecture, Backbone
-from pipeline.backbones.table import BACKBONES
+from pipeline.core import artifacts, params
+from pipeline.networks import graphs
+from pipeline.networks.backbones import choice
+from pipeline.networks.backbones.backbone import Architecture, Backbone
+from pipeline.networks.backbones.table import BACKBONES
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     block = params.parse(params.lookup(params.load(), "backbone"), choice.BackboneParams, where="backbone")
     chosen = choice.resolve(arguments.name, block)
     backbone = BACKBONES[chosen.network]
-    networks.start_tensorflow()
+    graphs.start_tensorflow()
     found = backbone.architecture(name=arguments.name, input_size=chosen.input_size, preprocess=chosen.preprocess)
     print("\n".join(describe(backbone, found, chosen)))
     return 0
@@ -76,8 +77,8 @@ def _facts(backbone: Backbone, found: Architecture, chosen: choice.Choice) -> li
             ("features", f"{found.feature_layer}, {_shape(model, found.feature_layer)}"),
             ("last map", f"{found.map_layer}, {_shape(model, found.map_layer)}"),
             ("classes", classes),
-            ("parameters", f"{networks.count_parameters(model):,}"),
-            ("multiply-adds", f"{networks.multiply_adds(model) / 1e6:,.0f} million an image"),
+            ("parameters", f"{graphs.count_parameters(model):,}"),
+            ("multiply-adds", f"{graphs.multiply_adds(model) / 1e6:,.0f} million an image"),
         ]
     )
 

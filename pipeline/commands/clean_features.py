@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline import feature_store
+from pipeline.features import feature_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import feature_store, params, params_file, provenance
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.config import params_file
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import params, provenance
+from pipeline.features import feature_store
 
 DESTINATION = Path(".demo")
 

@@ -10,13 +10,29 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import findings
-from pipeline.findings import Finding
-from pipeline.health import examine, examine_within, hardware, inputs, installation, leftovers, results, stores
-from pipeline.progress import announce
+from pipeline.audits.health import examine, examine_within, hardware, inputs, installation, leftovers, results, stores
+from pipeline.console import findings
+from pipeline.console.findings import Finding
+from pipeline.console.progress import announce
 
 if TYPE_CHECKING:
-    from pipeline.health import Check
+    from pipeline.audits.health import Check
+
+
+def choices() -> list[Finding]:
+    """Check params.yaml as every stage does before it starts."""
+    from pipeline.config import schema
+    from pipeline.core import params
+
+    values = params.load()
+    try:
+        schema.check(values)
+        schema.check_against_results(values, split=False)
+    except params.ParamsError as error:
+        return [Finding("problem", "params.yaml", line) for line in str(error).splitlines()]
+    runs = params.declared_runs(values)
+    return [Finding("ok", "params.yaml", f"{len(runs)} methods on {values['dataset']['source']}")]
+
 
 # Subject -> what looks at it, in the order in which it is mended.
 CHECKS: dict[str, Check] = {
@@ -27,7 +43,7 @@ CHECKS: dict[str, Check] = {
     "compute": hardware.compute,
     "variables": hardware.variables,
     "disk": hardware.disk,
-    "params.yaml": inputs.choices,
+    "params.yaml": choices,
     "images": inputs.images,
     "weights": inputs.weights,
     "kept computations": stores.kept_computations,

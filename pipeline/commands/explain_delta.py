@@ -12,11 +12,12 @@ import functools
 import time
 from pathlib import Path
 
-from pipeline import feature_store, metrics
-from pipeline.progress import announce, say
-from pipeline.review import clones, delta, delta_report, environments, locks, materials, replay, report, variants
-from pipeline.review.delta_report import Delta
-from pipeline.review.variants import Outcome, Revision
+from pipeline.audits.review import clones, delta, delta_report, environments, locks, materials, replay, report, variants
+from pipeline.audits.review.delta_report import Delta
+from pipeline.audits.review.variants import Outcome, Revision
+from pipeline.console.progress import announce, say
+from pipeline.evaluation import metrics
+from pipeline.features import feature_store
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -24,8 +25,14 @@ SECONDS_BETWEEN_LINES = 30.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="REV1", help="the revision to start from")
     parser.add_argument("second", metavar="REV2", help="the revision whose difference is explained")
-    parser.add_argument("--metrics", nargs="+", default=["accuracy", "roc_auc"], choices=metrics.NAMES,
-                        metavar="METRIC", help="on the test part (default: accuracy roc_auc)")  # fmt: skip
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["accuracy", "roc_auc"],
+        choices=metrics.NAMES,
+        metavar="METRIC",
+        help="on the test part (default: accuracy roc_auc)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -82,6 +89,10 @@ def _outcome(project: Path, first: Revision, second: Revision, some: delta.Combi
         except locks.ReviewError as error:
             return Outcome(None, str(error))
         return variants.run(
-            clone, place / "work", cache=None if cache is None else cache.parent.parent,
-            store=feature_store.from_environment().directory.resolve(), metrics=names, tick=tick,
-        )  # fmt: skip
+            clone,
+            place / "work",
+            cache=None if cache is None else cache.parent.parent,
+            store=feature_store.from_environment().directory.resolve(),
+            metrics=names,
+            tick=tick,
+        )

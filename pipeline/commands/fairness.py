@@ -11,22 +11,25 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import artifacts, leaderboard, metrics, params, provenance, resplits, statistics, tracking
-from pipeline.errors import BakeoffError
-from pipeline.fairness import (
+from pipeline import tracking
+from pipeline.audits.fairness import (
     history,
     leakage_study,
-    looks_study,
     optimism_study,
     plots,
     record_pages,
     runs,
     study_pages,
+    test_set_history_study,
     variance_study,
 )
-from pipeline.fairness.page import Figure, Page
-from pipeline.fairness.study import FAMILIES, Study
-from pipeline.progress import announce, say
+from pipeline.audits.fairness.page import Figure, Page
+from pipeline.audits.fairness.study import FAMILIES, Study
+from pipeline.classifiers import repeated_splits
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import announce, say
+from pipeline.core import artifacts, params, provenance
+from pipeline.evaluation import leaderboard, metrics, statistics
 
 DIRECTORY = artifacts.RESULTS / "fairness"
 INDEX = "index.md"
@@ -41,12 +44,23 @@ SPLITS, TRAININGS = 8, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sections", nargs="*", metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)}; without any, all of them")  # fmt: skip
-    parser.add_argument("--splits", type=int, default=SPLITS, metavar="N",
-                        help="draws of the split in leakage and variance (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--trainings", type=int, default=TRAININGS, metavar="N",
-                        help="seeds on each split in variance (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; without any, all of them"
+    )
+    parser.add_argument(
+        "--splits",
+        type=int,
+        default=SPLITS,
+        metavar="N",
+        help="draws of the split in leakage and variance (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trainings",
+        type=int,
+        default=TRAININGS,
+        metavar="N",
+        help="seeds on each split in variance (default: %(default)s)",
+    )
     parser.add_argument("--backbone", help="whose features; without it, the first of params.yaml")
     parser.add_argument("--no-mlflow", action="store_true", help="looks: do not ask the MLflow store")
     parser.epilog = f"Writes {DIRECTORY}/. The default takes about two minutes on 2 cores and 2,624 images."
@@ -99,8 +113,11 @@ class Report:
     def section(self, name: str) -> Page:
         """Compute one section and write its JSON, page and figures, in place of what an earlier call wrote."""
         compute = {
-            "leakage": self._leakage, "variance": self._variance, "optimism": self._optimism, "looks": self._looks,
-        }  # fmt: skip
+            "leakage": self._leakage,
+            "variance": self._variance,
+            "optimism": self._optimism,
+            "looks": self._looks,
+        }
         found = compute[name]()
         page = PAGES[name](found)
         for file, draw in plots.OF_SECTION[name].items():
@@ -149,7 +166,9 @@ class Report:
 
     def _looks(self) -> dict[str, Any]:
         dataset = tracking.dataset_name(self._values["dataset"])
-        return looks_study.section(metric=self._metric, dataset=dataset, mlflow=not self._arguments.no_mlflow)
+        return test_set_history_study.section(
+            metric=self._metric, dataset=dataset, mlflow=not self._arguments.no_mlflow
+        )
 
     @functools.cached_property
     def _runs(self) -> list[runs.Run]:
@@ -176,7 +195,7 @@ class Report:
         first = self._values["seed"]
         return Study(
             given=self._given,
-            pool=resplits.read_pool(artifacts.FEATURES / backbone),
+            pool=repeated_splits.read_pool(artifacts.FEATURES / backbone),
             backbone=backbone,
             families=families,
             split_seeds=tuple(range(first, first + self._arguments.splits)),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline import artifacts, calibration_table, ensemble_table, leaderboard, leaderboard_tables, params
-from pipeline.errors import BakeoffError
+from pipeline.console.errors import BakeoffError
+from pipeline.core import artifacts, params
+from pipeline.evaluation import leaderboard
+from pipeline.show import calibration_table, ensemble_table, leaderboard_tables
 
 BEGIN = "<!-- leaderboard -->"
 END = "<!-- /leaderboard -->"

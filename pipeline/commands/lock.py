@@ -12,10 +12,10 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.artifacts import ArtifactError
-from pipeline.errors import BakeoffError
-from pipeline.outputs import ALTERED, LOCK, Output, claims, digests, remedy
-from pipeline.progress import say
+from pipeline.audits.outputs import ALTERED, LOCK, Output, claims, digests, remedy
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core.artifacts import ArtifactError
 
 GET_MISSING = "`dvc checkout` or `dvc pull` fetches what is kept, `dvc repro` makes it"
 

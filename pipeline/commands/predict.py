@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import artifacts, leaderboard, outputs
-from pipeline.errors import BakeoffError
-from pipeline.image_files import find_images
-from pipeline.progress import progress
+from pipeline.audits import outputs
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import progress
+from pipeline.core import artifacts
+from pipeline.evaluation import leaderboard
+from pipeline.images.find import find_images
 
 if TYPE_CHECKING:
-    from pipeline.predictor import Ensemble, Predictor
+    from pipeline.serving.predictor import Ensemble, Predictor
 
 # Enough images to keep the reader ahead of the engine, few enough to show progress every few seconds.
 CHUNK = 64
@@ -44,13 +46,13 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise BakeoffError(f"--top must be at least 1, received {arguments.top}")
     files = find_images(arguments.paths)
-    from pipeline import images
+    from pipeline.images import decode
 
     name, model, told = _ensemble() if arguments.ensemble else _run(arguments)
     rows, failed = [], []
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     for chunk in progress(chunks, total=len(chunks), label=f"{name}: {len(files)} images", unit="chunks"):
-        readable, probabilities = _classify(model, chunk, failed, images.ImageError)
+        readable, probabilities = _classify(model, chunk, failed, decode.ImageError)
         rows += [_row(*pair, model.classes, arguments.top) for pair in zip(readable, probabilities, strict=True)]
     rows = [row | {key: value for key, value in told.items() if value} for row in rows]
     text = FORMATS[arguments.format](rows)
@@ -69,8 +71,9 @@ def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str |
 
     Raises ArtifactError if the run is not what dvc.lock says. Its network is the one that its files name, or refused.
     """
-    from pipeline import feature_store, predictor
-    from pipeline.calibration import calibrators
+    from pipeline.evaluation.calibration import calibrators
+    from pipeline.features import feature_store
+    from pipeline.serving import predictor
 
     run = arguments.run or champion()
     directory = _directory(run)
@@ -78,8 +81,11 @@ def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str |
     outputs.refuse_changed([directory, *decided, *([] if arguments.uncalibrated else [artifacts.CALIBRATION])])
     calibrator = None if arguments.uncalibrated else artifacts.read_calibrator(directory)
     if calibrator:
-        print(f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
-              "--uncalibrated leaves them as the model gives them", file=sys.stderr)  # fmt: skip
+        print(
+            f"{run}: probabilities calibrated on validation ({calibrators.in_words(calibrator)}); "
+            "--uncalibrated leaves them as the model gives them",
+            file=sys.stderr,
+        )
     if ablation := _ablation(directory):
         print(f"{run} is an ablation: its network is {ablation}", file=sys.stderr)
     model = predictor.load(directory, store=feature_store.from_environment(), calibrator=calibrator)
@@ -88,7 +94,8 @@ def _run(arguments: argparse.Namespace) -> tuple[str, Predictor, dict[str, str |
 
 def _ensemble() -> tuple[str, Ensemble, dict[str, str | None]]:
     """Return the same of the comparison's ensemble, whose members are not calibrated, as they were not when picked."""
-    from pipeline import feature_store, predictor
+    from pipeline.features import feature_store
+    from pipeline.serving import predictor
 
     found = artifacts.read_json(leaderboard.DETAILS).get("ensemble")
     if not found:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params
-from pipeline.progress import say
+from pipeline.console.progress import say
+from pipeline.core import artifacts, params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

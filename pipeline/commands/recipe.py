@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import params, params_file, recipes, schema
-from pipeline.progress import say
+from pipeline.config import params_file, recipes, schema
+from pipeline.console.progress import say
+from pipeline.core import params
 
 # A value that takes more than this of a line is shortened: `git diff` shows it whole.
 SHOWN = 60

@@ -14,10 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params, provenance, tracking
-from pipeline.progress import announce, say
-from pipeline.review import audit, clones, locks, replay, report, verdicts
-from pipeline.review.audit import Request, Review
+from pipeline import tracking
+from pipeline.audits.review import audit, clones, locks, replay, report, verdicts
+from pipeline.audits.review.audit import Request, Review
+from pipeline.console.progress import announce, say
+from pipeline.core import artifacts, params, provenance
 from pipeline.tracking import reviews
 
 # What a stage takes before it logs anything.
@@ -28,13 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "revision", nargs="?", default="HEAD", metavar="REV", help="git revision (default: %(default)s)"
     )
-    parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE",
-                        help="replay these alone, such as `sweep` or `sweep@efficientnet_lite0-rbf_svm`; what they "
-                        "read of the others is taken as claimed")  # fmt: skip
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="replay these alone, such as `sweep` or `sweep@efficientnet_lite0-rbf_svm`; what they "
+        "read of the others is taken as claimed",
+    )
     parser.add_argument("--against", metavar="REV2", help="compare with what another revision claims")
     parser.add_argument("--quick", action="store_true", help="leave out the longest stages: head, fine_tune, scratch")
-    parser.epilog = ("The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says "
-                     "and how results are judged stands in params.yaml under review.")  # fmt: skip
+    parser.epilog = (
+        "The exit status is 0 only if nothing diverged. The temporary directory is made where TMPDIR says "
+        "and how results are judged stands in params.yaml under review."
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

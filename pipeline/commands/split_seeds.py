@@ -15,9 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, datasets, metrics, params, resplits, schema, splits
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
+from pipeline.classifiers import repeated_splits
+from pipeline.config import schema
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.core import artifacts, params
+from pipeline.data import sources, splits
+from pipeline.evaluation import metrics
 
 DEFAULT_FAMILIES = ("logistic_regression", "rbf_svm")
 
@@ -25,8 +29,13 @@ DEFAULT_FAMILIES = ("logistic_regression", "rbf_svm")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("--backbone", help="whose features; without it, the first of params.yaml")
-    parser.add_argument("--classifiers", nargs="+", default=list(DEFAULT_FAMILIES), metavar="FAMILY",
-                        help=f"default: {' '.join(DEFAULT_FAMILIES)}")  # fmt: skip
+    parser.add_argument(
+        "--classifiers",
+        nargs="+",
+        default=list(DEFAULT_FAMILIES),
+        metavar="FAMILY",
+        help=f"default: {' '.join(DEFAULT_FAMILIES)}",
+    )
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
 
 
@@ -38,8 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
     for name in arguments.classifiers:
         if name not in values["classifiers"]:
             raise BakeoffError(f"--classifiers: {name!r} is not under classifiers in params.yaml")
-    pool = resplits.read_pool(artifacts.FEATURES / backbone)
-    split, source = given.block("split", splits.SplitParams), given.block("dataset", datasets.DatasetParams).source
+    pool = repeated_splits.read_pool(artifacts.FEATURES / backbone)
+    split, source = given.block("split", splits.SplitParams), given.block("dataset", sources.DatasetParams).source
     together = splits.clusters(pool.images)[0] if split.groups_near_duplicates(source) else set()
     say(f"{len(pool)} images, features of {backbone}, split seeds {', '.join(map(str, arguments.seeds))}")
     results = []
@@ -56,8 +65,10 @@ def main(arguments: argparse.Namespace) -> int:
             if result["selected"] is None:
                 say(f"seed {seed}, {name}: undefined. Validation has images of one class only, and cannot select")
                 continue
-            say(f"seed {seed}, {name}: validation {result['validation_accuracy']:.4f}, "
-                f"test {result['test_accuracy']:.4f} ({result['selected']})")  # fmt: skip
+            say(
+                f"seed {seed}, {name}: validation {result['validation_accuracy']:.4f}, "
+                f"test {result['test_accuracy']:.4f} ({result['selected']})"
+            )
     defined = [result for result in results if result["selected"] is not None]
     for name in arguments.classifiers:
         _summarize(name, [result["test_accuracy"] for result in defined if result["method"] == name])
@@ -67,9 +78,11 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray, *, seed: int) -> dict[str, Any]:
+def _one(
+    given: params.Params, name: str, pool: repeated_splits.Pool, parts: np.ndarray, *, seed: int
+) -> dict[str, Any]:
     """Sweep one family on one split; return what validation selected and what it reaches, None if it could not."""
-    found = resplits.sweep(given, name, pool, parts, seed=seed, label=f"seed {seed}, {name}")
+    found = repeated_splits.sweep(given, name, pool, parts, seed=seed, label=f"seed {seed}, {name}")
     if found.selected is None:
         return _undefined(name, seed=seed)
     positive = metrics.positive_index(pool.classes, given.block("selection", metrics.SelectionParams))
@@ -79,7 +92,7 @@ def _one(given: params.Params, name: str, pool: resplits.Pool, parts: np.ndarray
         "method": name,
         "selected": found.candidates[found.selected].name,
         "validation_accuracy": metrics.score("accuracy", found.validation[found.selected], labels, positive=positive),
-        "test_accuracy": float(resplits.hits(found, found.selected, pool, parts).mean()),
+        "test_accuracy": float(repeated_splits.hits(found, found.selected, pool, parts).mean()),
     }
 
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, comparison, findings, metrics, outputs, params, tracking
-from pipeline.errors import BakeoffError
-from pipeline.fairness import history, looks
-from pipeline.findings import Finding
-from pipeline.progress import announce, say
+from pipeline import tracking
+from pipeline.audits import outputs
+from pipeline.audits.fairness import history, test_set_history
+from pipeline.console import findings
+from pipeline.console.errors import BakeoffError
+from pipeline.console.findings import Finding
+from pipeline.console.progress import announce, say
+from pipeline.core import artifacts, params
+from pipeline.evaluation import comparison, metrics
 from pipeline.stages import compare, track
-from pipeline.tracking.strangers import Known, Measured, strangers
+from pipeline.tracking.unmatched_runs import Known, Measured, strangers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +125,7 @@ def measured_by(protocol: comparison.Protocol) -> Measured:
 def committed() -> Known | None:
     """Return the test scores of every run in every commit and experiment that git has; None without git."""
     try:
-        published = [looks.scores_of(point.state.metrics) for point in history.points()]
+        published = [test_set_history.scores_of(point.state.metrics) for point in history.points()]
     except BakeoffError:
         return None
     found: dict[str, list[Mapping[str, float]]] = {}

@@ -14,9 +14,11 @@ import time
 import urllib.request
 from typing import IO
 
-from pipeline import outputs, params, tracking
-from pipeline.errors import BakeoffError
-from pipeline.progress import SECONDS_BETWEEN_LINES, say
+from pipeline import tracking
+from pipeline.audits import outputs
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import SECONDS_BETWEEN_LINES, say
+from pipeline.core import params
 from pipeline.stages import track
 
 HOST = "127.0.0.1"
@@ -65,8 +67,22 @@ def start(store: tracking.Store, port: int, messages: IO[bytes]) -> subprocess.P
 
 def server_command(store: tracking.Store, port: int) -> list[str]:
     """Return the command that serves a store to this machine alone."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", HOST,
-               "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        store.uri,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--uvicorn-opts",
+        "--log-level=warning",
+    ]
     return [*command, "--default-artifact-root", store.artifacts] if store.artifacts else command
 
 

@@ -8,5 +8,5 @@ Every stage module states its contract in four names, and tests compare them wit
 - ``main(params, *, log, **item)``: does the work.
 
 Names in braces stand for the matrix item, as in ``{backbone}``, or, dotted, for a value of params.yaml, as in
-``{dataset.path}``; `pipeline.provenance.resolve` fills them. Stages never import stages.
+``{dataset.path}``; `pipeline.core.provenance.resolve` fills them. Stages never import stages.
 """

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from pipeline import activations, artifacts, imagenet, images, inference, networks
-from pipeline.params import Block, Params
-from pipeline.progress import Log, say
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts
+from pipeline.core.params import Block, Params
+from pipeline.features import activations, inference
+from pipeline.images import decode
+from pipeline.networks import graphs, imagenet
 
 READS = ("as_is", "images", "compute")
 INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "data/backbones/{backbone}")
@@ -31,7 +34,7 @@ class AsIsParams(Block):
 def main(params: Params, *, backbone: str, log: Log) -> None:
     k = params.block("as_is", AsIsParams).top
     part = artifacts.read_part("validation")
-    spec = networks.read_spec(artifacts.BACKBONES / backbone)
+    spec = graphs.read_spec(artifacts.BACKBONES / backbone)
     out = artifacts.RESULTS / "as_is" / backbone
     if spec.prediction_layer is None:
         said = without_classes(spec)
@@ -44,7 +47,7 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
         activations.FrozenPart.up_to(spec.prediction_layer, backbone=backbone),
         activations.originals(part),
         compute=params.block("compute", inference.ComputeParams),
-        image_params=params.block("images", images.ImageParams),
+        image_params=params.block("images", decode.ImageParams),
     )
     top, names = imagenet.top_classes(probabilities, k=k), imagenet.class_names()
     with artifacts.whole_directory(out) as directory:
@@ -61,7 +64,7 @@ def probabilities_of(
     views: Sequence[activations.View],
     *,
     compute: inference.ComputeParams,
-    image_params: images.ImageParams,
+    image_params: decode.ImageParams,
 ) -> np.ndarray:
     """Return ImageNet probabilities of images, float32 (n_images, 1000), by a network up to its classes."""
     with activations.Activations(frozen, compute=compute, image_params=image_params) as rows:
@@ -69,23 +72,23 @@ def probabilities_of(
         return rows.rows(views)
 
 
-def title(spec: networks.NetworkSpec) -> str:
+def title(spec: graphs.NetworkSpec) -> str:
     """Return the network's name, and what there is to know before one looks at its classes."""
     drawn = ", whose weights are random: its classes mean nothing" if spec.weights.get("source") == "random" else ""
     return _name(spec) + drawn
 
 
-def _name(spec: networks.NetworkSpec) -> str:
+def _name(spec: graphs.NetworkSpec) -> str:
     return artifacts.marked(spec.name, artifacts.ablation(spec.preprocess))
 
 
-def _mark(spec: networks.NetworkSpec) -> dict[str, str]:
+def _mark(spec: graphs.NetworkSpec) -> dict[str, str]:
     """Return the column that a table of an ablation has, and what stands in every row of it."""
     ablation = artifacts.ablation(spec.preprocess)
     return {} if ablation is None else {"ablation": ablation}
 
 
-def without_classes(spec: networks.NetworkSpec) -> str:
+def without_classes(spec: graphs.NetworkSpec) -> str:
     """Return in words that a network has no classes to show, and why."""
     return (
         f"{_name(spec)} has none of ImageNet's classes: its file of weights has none, or they belong to another input "
@@ -148,13 +151,13 @@ def _write_sheet(
     probabilities: np.ndarray,
     top: np.ndarray,
     names: Sequence[str],
-    spec: networks.NetworkSpec,
+    spec: graphs.NetworkSpec,
     params: Params,
 ) -> None:
     # Imported here: params.yaml is checked with AsIsParams before every stage, and need not load Matplotlib.
-    from pipeline import picture_sheet
+    from pipeline.show import picture_sheet
 
-    image_params = params.block("images", images.ImageParams)
+    image_params = params.block("images", decode.ImageParams)
     shown = part.classes[:SHEET_CLASSES]
     rows = min(max(SHEET_IMAGES // len(shown) // picture_sheet.COLUMNS, 1), SHEET_ROWS)
     sections = {}
@@ -162,7 +165,7 @@ def _write_sheet(
         members = np.flatnonzero(part.labels == index).tolist()
         sections[label] = [
             picture_sheet.Cell(
-                image=images.load(part.files[row], size=spec.input_size, params=image_params),
+                image=decode.load(part.files[row], size=spec.input_size, params=image_params),
                 guesses=[(names[guess], float(probabilities[row, guess])) for guess in top[row]],
             )
             for row in imagenet.evenly_spaced(members, rows * picture_sheet.COLUMNS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 
-from pipeline import activations, artifacts, feature_store, inference, networks
-from pipeline.backbones import choice
-from pipeline.params import Params
-from pipeline.progress import Log, say
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.features import activations, feature_store, inference
+from pipeline.networks import graphs
+from pipeline.networks.backbones import choice
 
 READS = ("seed", "backbone", "compute.engine")
 INPUTS = ()
@@ -20,18 +22,18 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     name = artifacts.marked(backbone, artifacts.ablation(chosen.preprocess))
     of = "" if chosen.network == backbone else f", a variant of {chosen.network},"
     say(f"building {name}{of} with weights: {chosen.weights}")
-    networks.start_tensorflow()
+    graphs.start_tensorflow()
     model, spec = choice.build(backbone, block, seed=params.value("seed"))
     with artifacts.whole_directory(artifacts.BACKBONES / backbone) as directory:
-        networks.save(model, directory)
-        networks.write_spec(spec, directory)
+        graphs.save(model, directory)
+        graphs.write_spec(spec, directory)
     if inference.chosen_engine(params.value("compute.engine")) == "openvino":
         # TensorFlow, which the conversion needs, runs here anyway; the next stages then start without it.
         for layer in filter(None, (spec.feature_layer, spec.prediction_layer)):
             part = activations.FrozenPart.up_to(layer, backbone=backbone)
-            cut = functools.partial(networks.cut, model, layer)
+            cut = functools.partial(graphs.cut, model, layer)
             inference.convert(cut, part.converted(feature_store.from_environment()))
-    parameters, multiply_adds = networks.count_parameters(model), networks.multiply_adds(model)
+    parameters, multiply_adds = graphs.count_parameters(model), graphs.multiply_adds(model)
     say(
         f"{name}: {parameters:,} parameters in {len(spec.blocks)} blocks, "
         f"{multiply_adds / 1e6:,.0f} million multiply-adds an image of {spec.input_size} x {spec.input_size}"

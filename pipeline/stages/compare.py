@@ -12,26 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import (
-    artifacts,
-    calibration_table,
-    comparison,
-    curves,
-    ensemble_comparison,
-    ensemble_table,
-    figures,
-    leaderboard,
-    leaderboard_tables,
-    metrics,
-    stability,
-    statistics,
-)
-from pipeline.comparison import Method, Protocol
-from pipeline.params import Params, Run, declared_runs
-from pipeline.progress import Log, progress, say
+from pipeline.console.progress import Log, progress, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params, Run, declared_runs
+from pipeline.evaluation import comparison, curves, ensemble_comparison, leaderboard, metrics, stability, statistics
+from pipeline.evaluation.comparison import Method, Protocol
+from pipeline.show import calibration_table, ensemble_table, figures, leaderboard_tables
 
-READS = ("seed", "repeats", "backbones", "classifiers", "head.backbones", "fine_tune.backbones", "scratch.networks",
-         "selection", "compare")  # fmt: skip
+READS = (
+    "seed",
+    "repeats",
+    "backbones",
+    "classifiers",
+    "head.backbones",
+    "fine_tune.backbones",
+    "scratch.networks",
+    "selection",
+    "compare",
+)
 INPUTS = ("data/split/manifest.csv", "results/runs")
 OUTPUTS = (
     "results/leaderboard.csv",

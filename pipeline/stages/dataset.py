@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, contact_sheet, datasets, duplicates, images, quality, splits
-from pipeline.datasets import SourceImage, Unused
-from pipeline.params import Params
-from pipeline.progress import Log, announce, progress, say
+from pipeline.console.progress import Log, announce, progress, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.data import duplicates, quality, sources, splits
+from pipeline.data.sources import SourceImage, Unused
+from pipeline.images import decode
+from pipeline.show import contact_sheet
 
 QUALITY = artifacts.RESULTS / "data_quality.json"
 UNUSED = artifacts.RESULTS / "unused_files.csv"
@@ -61,14 +64,14 @@ def main(params: Params, *, log: Log) -> None:
     for output in map(Path, OUTPUTS):
         for abandoned in output.parent.glob(f".{output.name}.*"):  # by a reading that was killed
             abandoned.unlink()
-    dataset = params.block("dataset", datasets.DatasetParams)
+    dataset = params.block("dataset", sources.DatasetParams)
     say(f"reading the images of {dataset.path}")
-    source = datasets.read(dataset)
+    source = sources.read(dataset)
     chosen: Sequence[SourceImage] = source.images
     if dataset.limit is not None:
         kept = splits.subset(source.images, limit=dataset.limit, seed=params.value("seed"))
         chosen = [source.images[index] for index in kept]
-    datasets.provide(dataset, chosen)
+    sources.provide(dataset, chosen)
     say(f"checking {len(chosen)} of {len(source.images)} images")
     readable, unreadable = _check(source.root, chosen, threads=params.value("compute.threads"))
     counted = [*source.unused, *unreadable]
@@ -86,7 +89,7 @@ def main(params: Params, *, log: Log) -> None:
     suspects = quality.suspects(readable, left_out=left_out)
     dropped = [entry for entry in unused if entry.kind == "dropped"]
     summary = quality.summarize(used, suspects, dropped=len(dropped), ignored=len(unused) - len(dropped))
-    artifacts.write_csv(artifacts.CATALOG, datasets.CATALOG_COLUMNS, [_row(image) for image in used])
+    artifacts.write_csv(artifacts.CATALOG, sources.CATALOG_COLUMNS, [_row(image) for image in used])
     artifacts.write_csv(UNUSED, UNUSED_COLUMNS, [asdict(entry) for entry in unused])
     artifacts.write_json(QUALITY, summary)
     announce("drawing the contact sheet")
@@ -100,10 +103,12 @@ def _check(root: Path, chosen: Sequence[SourceImage], *, threads: int) -> tuple[
     with ThreadPoolExecutor(threads) as pool:
         inspections = list(
             progress(
-                pool.map(images.inspect, [root / image.path for image in chosen]),
-                total=len(chosen), label="checking images", unit="images",
+                pool.map(decode.inspect, [root / image.path for image in chosen]),
+                total=len(chosen),
+                label="checking images",
+                unit="images",
             )
-        )  # fmt: skip
+        )
     readable, unreadable = [], []
     for image, found in zip(chosen, inspections, strict=True):
         if found.problem:
@@ -140,7 +145,7 @@ def _settle_conflicts(readable: Sequence[CheckedImage], policy: str) -> dict[int
         reason = f"the same bytes are labelled {', '.join(sorted(labels[image.sha256]))}"
         dropped[index] = Unused(image.path, image.label, "dropped", reason)
     if policy == "stop":
-        raise datasets.DatasetError(
+        raise sources.DatasetError(
             f"{len(dropped)} images have the bytes of one with another label, and dataset.conflicting_duplicates is "
             f"stop:\n{_listed([*dropped.values()])}"
         )
@@ -150,7 +155,7 @@ def _settle_conflicts(readable: Sequence[CheckedImage], policy: str) -> dict[int
 def _refuse_too_many(unused: Sequence[Unused], used: int, allowed: float) -> None:
     dropped = [entry for entry in unused if entry.kind == "dropped"]
     if len(dropped) > allowed * (used + len(dropped)):
-        raise datasets.DatasetError(
+        raise sources.DatasetError(
             f"{len(dropped)} of {used + len(dropped)} files cannot be used, more than dataset.max_dropped = {allowed}:"
             f"\n{_listed(dropped)}\nMend or remove them, or raise dataset.max_dropped in params.yaml."
         )
@@ -163,7 +168,7 @@ def _listed(entries: Sequence[Unused]) -> str:
 
 
 def _row(image: CheckedImage) -> dict[str, Any]:
-    row = {name: getattr(image, name) for name in datasets.CATALOG_COLUMNS if name != "brightness"}
+    row = {name: getattr(image, name) for name in sources.CATALOG_COLUMNS if name != "brightness"}
     return row | {"turned": int(image.turned), "brightness": f"{image.thumbnail.mean():.1f}"}
 
 
@@ -221,7 +226,7 @@ def _draw_contact_sheet(root: Path, used: Sequence[CheckedImage]) -> None:
     for label in progress(labels, total=len(labels), label="drawing the contact sheet", unit="classes"):
         members = by_class[label]
         shown = [members[index * len(members) // min(count, len(members))] for index in range(min(count, len(members)))]
-        pictures = [contact_sheet.Picture(images.thumbnail(root / path, side=side)) for path in shown]
+        pictures = [contact_sheet.Picture(decode.thumbnail(root / path, side=side)) for path in shown]
         strips.append(contact_sheet.Strip(f"{label}: {len(members):,}", pictures))
     with artifacts.whole_file(CONTACT_SHEET) as temporary:
         contact_sheet.draw(
@@ -229,8 +234,10 @@ def _draw_contact_sheet(root: Path, used: Sequence[CheckedImage]) -> None:
             title=f"{len(used):,} images of {len(by_class):,} classes",
             subtitle="Some of every class, at equal distances in the order of their files"
             + (f"; the first {SHEET_CLASSES:,} classes" if len(by_class) > SHEET_CLASSES else ""),
-            side=side, width=SHEET_WIDTH, path=temporary,
-        )  # fmt: skip
+            side=side,
+            width=SHEET_WIDTH,
+            path=temporary,
+        )
 
 
 def _draw_suspects(root: Path, readable: Sequence[CheckedImage], suspects: quality.Suspects) -> None:
@@ -247,15 +254,17 @@ def _draw_suspects(root: Path, readable: Sequence[CheckedImage], suspects: quali
             sections,
             title="Images to look at",
             subtitle="Whether they are wrong is yours to say" if sections else "None: nothing is out of the ordinary",
-            side=SUSPECT_SIDE, width=SHEET_WIDTH, path=temporary,
-        )  # fmt: skip
+            side=SUSPECT_SIDE,
+            width=SHEET_WIDTH,
+            path=temporary,
+        )
 
 
 def _strip(root: Path, readable: Sequence[CheckedImage], group: Sequence[int]) -> contact_sheet.Strip:
     labels = sorted({readable[index].label for index in group})
     pictures = [
         contact_sheet.Picture(
-            images.thumbnail(root / image.path, side=SUSPECT_SIDE),
+            decode.thumbnail(root / image.path, side=SUSPECT_SIDE),
             f"{image.label}: {image.path}" if len(labels) > 1 else image.path,
         )
         for image in (readable[index] for index in group[:SUSPECT_MEMBERS])

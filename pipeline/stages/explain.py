@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, explain_figures, identity, imagenet, images, networks, saliency
-from pipeline.params import Params, ParamsError
-from pipeline.progress import Log, say
-from pipeline.seeds import generator
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params, ParamsError
+from pipeline.core.seeds import generator
+from pipeline.explain import saliency
+from pipeline.images import decode
+from pipeline.networks import graphs, imagenet
+from pipeline.show import explain_figures
+from pipeline.tracking import run_inputs
 
 READS = ("seed", "compute.threads", *(f"explain.{key}" for key in saliency.ExplainParams.model_fields))
 INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "results/runs/{run}")
@@ -35,12 +40,12 @@ class Subject:
     layers: Sequence[str]
     part: artifacts.Part
     probabilities: np.ndarray
-    image_params: images.ImageParams
+    image_params: decode.ImageParams
 
     def pixels(self, rows: Sequence[int], *, size: int | None = None) -> np.ndarray:
         """Return images as the network gets them, or of another size: uint8 (rows, size, size, 3)."""
         size = size or self.network.input_size
-        return np.stack([images.load(self.part.files[row], size=size, params=self.image_params) for row in rows])
+        return np.stack([decode.load(self.part.files[row], size=size, params=self.image_params) for row in rows])
 
     @property
     def members(self) -> dict[str, np.ndarray]:
@@ -64,15 +69,15 @@ def main(params: Params, *, run: str, log: Log) -> None:
     layers = explain.layers.get(record.network) or saliency.from_first_to_last(network.convolutions, LAYERS)
     try:
         network.check(layers)
-    except (networks.NetworkError, saliency.SaliencyError) as error:
+    except (graphs.NetworkError, saliency.SaliencyError) as error:
         raise ParamsError(f"params.yaml: explain.layers.{record.network}: {error}") from None
-    image_params = images.ImageParams.model_validate(record.parameters["images"])
+    image_params = decode.ImageParams.model_validate(record.parameters["images"])
     subject = Subject(artifacts.marked(run, record.ablation), network, layers, part, probabilities, image_params)
     with artifacts.whole_directory(artifacts.RESULTS / "explain" / run) as directory:
         about = {
             "run": run,
             "ablation": record.ablation,
-            "record": identity.record_digest(artifacts.RUNS / run),
+            "record": run_inputs.record_digest(artifacts.RUNS / run),
             "heat_maps": _heat_maps(subject, explain, directory / "gradcam.png"),
             "kernels": _kernels(subject, directory / "filters.png"),
             "textbook": _textbook(subject, directory / "textbook.png"),
@@ -127,10 +132,15 @@ def _heat_maps(subject: Subject, explain: saliency.ExplainParams, path: Path) ->
         path=path,
     )
     shown = [
-        {"path": subject.part.paths[row], "label": example.label, "predicted": example.predicted,
-         "probability": _digits(example.probability), "largest": _digits(example.heat.max())}
+        {
+            "path": subject.part.paths[row],
+            "label": example.label,
+            "predicted": example.predicted,
+            "probability": _digits(example.probability),
+            "largest": _digits(example.heat.max()),
+        }
         for row, example in examples.items()
-    ]  # fmt: skip
+    ]
     return {"layer": network.map_layer, "size": list(heat.shape[1:]), "score": network.score, "images": shown}
 
 
@@ -208,13 +218,16 @@ def _patterns(
     return {
         "steps": settings.steps,
         "layers": [
-            {"name": layer.layer, "filters": [
-                {"filter": number, "before": _digits(before), "after": _digits(after)}
-                for number, before, after in zip(layer.filters, layer.before, layer.after, strict=True)
-            ]}
+            {
+                "name": layer.layer,
+                "filters": [
+                    {"filter": number, "before": _digits(before), "after": _digits(after)}
+                    for number, before, after in zip(layer.filters, layer.before, layer.after, strict=True)
+                ],
+            }
             for layer in layers
         ],
-    }  # fmt: skip
+    }
 
 
 def _textbook(subject: Subject, path: Path) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from pipeline import activations, artifacts, images, inference, networks
-from pipeline.params import Params
-from pipeline.progress import Log, say
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.features import activations, inference
+from pipeline.images import decode
+from pipeline.networks import graphs
 
 READS = ("images", "compute", "features")
 INPUTS = (
@@ -20,9 +23,9 @@ OUTPUTS = ("data/features/{backbone}",)
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
     compute = params.block("compute", inference.ComputeParams)
-    image_params = params.block("images", images.ImageParams)
+    image_params = params.block("images", decode.ImageParams)
     chosen = params.block("features", activations.FeatureParams)
-    spec = networks.read_spec(artifacts.BACKBONES / backbone)
+    spec = graphs.read_spec(artifacts.BACKBONES / backbone)
     ablation = artifacts.ablation(spec.preprocess)
     say(f"preparing {artifacts.marked(backbone, ablation)} for {compute.threads} threads")
     frozen = activations.FrozenPart.of_features(chosen, backbone=backbone)
@@ -34,9 +37,14 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
         for name in artifacts.PARTS:
             _write(artifacts.read_part(name), rows, directory)
         # What the network costs up to other layers than its own is for TensorFlow to count.
-        cost = spec.cost if chosen.layers is None else networks.cost_of(frozen.build())
-        meta = rows.identity | {"network": backbone, "features": chosen.model_dump(), "width": rows.width,
-                                "cost": cost.model_dump(), "ablation": ablation}  # fmt: skip
+        cost = spec.cost if chosen.layers is None else graphs.cost_of(frozen.build())
+        meta = rows.identity | {
+            "network": backbone,
+            "features": chosen.model_dump(),
+            "width": rows.width,
+            "cost": cost.model_dump(),
+            "ablation": ablation,
+        }
         artifacts.write_json(directory / "meta.json", meta)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, network_runs, networks
-from pipeline.params import Params
-from pipeline.progress import Log, say
-from pipeline.training import unfreezing
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.networks import graphs
+from pipeline.training import network_runs, unfreezing
 
 if TYPE_CHECKING:
     import keras
@@ -21,11 +22,11 @@ OUTPUTS = ("results/runs/{backbone}-fine_tune",)
 
 def main(params: Params, *, backbone: str, log: Log) -> None:
     fine_tune = params.block("fine_tune", unfreezing.FineTuneParams)
-    spec = networks.read_spec(artifacts.BACKBONES / backbone)
+    spec = graphs.read_spec(artifacts.BACKBONES / backbone)
     head = artifacts.RUNS / f"{backbone}-head"
 
     def build(repeat: int) -> keras.Model:
-        model = networks.load(network_runs.weights_of(head, repeat))
+        model = graphs.load(network_runs.weights_of(head, repeat))
         first_layer = unfreezing.first_layer(model, spec, fine_tune.unfreeze)
         unfrozen, layers = unfreezing.unfreeze(model, first_layer=first_layer)
         say(f"unfreezing the last {unfrozen} of {layers} layers, from {first_layer}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, network_runs, networks
-from pipeline.params import Params
-from pipeline.progress import Log
-from pipeline.training import heads
+from pipeline.console.progress import Log
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.networks import graphs
+from pipeline.training import heads, network_runs
 
 if TYPE_CHECKING:
     import keras
@@ -22,7 +23,7 @@ def main(params: Params, *, backbone: str, log: Log) -> None:
     directory = artifacts.BACKBONES / backbone
 
     def build(repeat: int) -> keras.Model:
-        trunk = heads.pooled(networks.load(directory), networks.read_spec(directory), head.pooling)
+        trunk = heads.pooled(graphs.load(directory), graphs.read_spec(directory), head.pooling)
         return heads.add_head(trunk, n_classes=len(artifacts.read_part("train").classes), params=head)
 
     network_runs.run(

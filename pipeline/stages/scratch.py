@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, convnets, network_runs
-from pipeline.params import Params
-from pipeline.progress import Log
-from pipeline.training import fitting, optimizers
+from pipeline.console.progress import Log
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.networks import convnets
+from pipeline.training import fitting, network_runs, optimizers
 
 if TYPE_CHECKING:
     import keras

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, datasets, splits
-from pipeline.datasets import DatasetParams, SourceImage
-from pipeline.params import Params
-from pipeline.progress import Log, progress, say
-from pipeline.splits import SplitParams
+from pipeline.console.progress import Log, progress, say
+from pipeline.core import artifacts
+from pipeline.core.params import Params
+from pipeline.data import sources, splits
+from pipeline.data.sources import DatasetParams, SourceImage
+from pipeline.data.splits import SplitParams
 
 READS = ("seed", "dataset", "split")
 INPUTS = (str(artifacts.CATALOG), "{dataset.path}")
@@ -29,18 +30,18 @@ SHOWN = 10
 
 def main(params: Params, *, log: Log) -> None:
     dataset, split = params.block("dataset", DatasetParams), params.block("split", SplitParams)
-    chosen = datasets.read_catalog()
+    chosen = sources.read_catalog()
     small, large = splits.clusters(chosen)
     grouping = split.groups_near_duplicates(dataset.source)
     rules: dict[str, Any] = {"params": split, "seed": params.value("seed"), "together": small if grouping else set()}
     parts = splits.assign(chosen, **rules)
-    root = datasets.root(dataset)
+    root = sources.root(dataset)
     order = sorted(
         range(len(chosen)),
         key=lambda index: (artifacts.PARTS.index(parts[index]), chosen[index].label, chosen[index].path),
     )
-    names = datasets.split_names(chosen)
-    datasets.provide(dataset, chosen)
+    names = sources.split_names(chosen)
+    sources.provide(dataset, chosen)
     say(f"copying {len(chosen)} images")
     with artifacts.whole_directory(artifacts.SPLIT) as directory:
         manifest = [
@@ -53,9 +54,12 @@ def main(params: Params, *, log: Log) -> None:
     _tell_missing(chosen, parts)
     # Not what decides which images there are, such as limit and max_dropped: what those move is to be told.
     setting = {
-        "seed": params.value("seed"), "split.test": split.test, "split.validation": split.validation,
-        "split.near_duplicates": "group" if grouping else "report", "dataset.groups": dataset.groups.model_dump(),
-    }  # fmt: skip
+        "seed": params.value("seed"),
+        "split.test": split.test,
+        "split.validation": split.validation,
+        "split.near_duplicates": "group" if grouping else "report",
+        "dataset.groups": dataset.groups.model_dump(),
+    }
     _tell_moves(chosen, parts, splits.owed_to_groups(chosen, parts, **rules), setting=setting)
 
 
@@ -64,10 +68,11 @@ def _copy(image: SourceImage, part: str, name: str, *, root: Path, directory: Pa
     path = f"{part}/{image.label}/{name}"
     target = directory / path
     if target.exists():
-        raise datasets.DatasetError(f"Two images of the class {image.label!r} would both be called {name}: "
-                                    f"rename {image.path}")  # fmt: skip
+        raise sources.DatasetError(
+            f"Two images of the class {image.label!r} would both be called {name}: rename {image.path}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    changed = datasets.DatasetError(f"{root / image.path} changed since data/catalog.csv was written: run `dvc repro`")
+    changed = sources.DatasetError(f"{root / image.path} changed since data/catalog.csv was written: run `dvc repro`")
     try:
         shutil.copyfile(root / image.path, target)
     except FileNotFoundError:
@@ -89,13 +94,17 @@ def _tell_near_duplicates(
 ) -> None:
     for name in sorted(large):
         members = [image.path for image in images if image.near_duplicates == name]
-        say(f"not grouped: {len(members)} near duplicates in one cluster, more than 1 % of the images, such as "
-            f"{', '.join(members[:3])}")  # fmt: skip
+        say(
+            f"not grouped: {len(members)} near duplicates in one cluster, more than 1 % of the images, such as "
+            f"{', '.join(members[:3])}"
+        )
     divided = splits.straddling(images, parts)
     if divided:
         shown = [", ".join(f"{images[index].path} ({parts[index]})" for index in indices[:3]) for indices in divided]
-        say(f"{len(divided)} sets of near duplicates lie in several parts (split.near_duplicates is "
-            f"{split.near_duplicates}):\n" + _listed(shown))  # fmt: skip
+        say(
+            f"{len(divided)} sets of near duplicates lie in several parts (split.near_duplicates is "
+            f"{split.near_duplicates}):\n" + _listed(shown)
+        )
 
 
 def _tell_missing(images: Sequence[SourceImage], parts: Sequence[str]) -> None:
@@ -131,8 +140,10 @@ def _tell_moves(
         )
         if moved:
             artifacts.write_csv(MOVED, splits.Move._fields, [move._asdict() for move in moved])
-            say(_listed([f"{move.path}: {move.before} -> {move.after} ({move.reason})" for move in moved])
-                + f"\nall of them: {MOVED}")  # fmt: skip
+            say(
+                _listed([f"{move.path}: {move.before} -> {move.after} ({move.reason})" for move in moved])
+                + f"\nall of them: {MOVED}"
+            )
     members = {splits.identity(image): part for image, part in zip(images, parts, strict=True)}
     artifacts.write_json(LAST, {"setting": setting, "parts": members, "grouped": sorted(grouped)})
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, metrics, provenance, seeds, watchdog
-from pipeline.classifiers import family, proposals, search
-from pipeline.errors import reading
-from pipeline.params import Params
-from pipeline.progress import Log, say
+from pipeline.classifiers.search import family, proposals, search_space, watchdog
+from pipeline.console.errors import reading
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts, provenance, seeds
+from pipeline.core.params import Params
+from pipeline.evaluation import metrics
 
 READS = ("seed", "repeats", "compute.threads", "selection", "classifiers.{classifier}")
 INPUTS = ("data/split/manifest.csv", "data/features/{backbone}")
@@ -235,7 +236,7 @@ def _watched(label: str, classifier: str) -> AbstractContextManager[None]:
     return watchdog.watched(f"{classifier}: {label}", timeout=timeout, advice=advice)
 
 
-def _keep(directory: Path, point: search.Candidate, fit: family.Fit) -> None:
+def _keep(directory: Path, point: search_space.Candidate, fit: family.Fit) -> None:
     candidate = artifacts.Candidate(
         name=point.name,
         parameters=point.parameters,

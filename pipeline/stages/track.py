@@ -13,20 +13,45 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, identity, metrics, provenance, tracking
-from pipeline.params import Params, Run, declared_runs
-from pipeline.progress import Log, say
+from pipeline import tracking
+from pipeline.console.progress import Log, say
+from pipeline.core import artifacts, provenance
+from pipeline.core.params import Params, Run, declared_runs
+from pipeline.evaluation import metrics
+from pipeline.tracking import run_inputs
 
 # The keys of every run, because the identity of what a run was computed from contains them.
-READS = ("seed", "repeats", "dataset", "split", "images", "compute", "selection", "backbones", "backbone",
-         "classifiers", "augmentation", "head", "fine_tune", "scratch", "explain", "compare")  # fmt: skip
+READS = (
+    "seed",
+    "repeats",
+    "dataset",
+    "split",
+    "images",
+    "compute",
+    "selection",
+    "backbones",
+    "backbone",
+    "classifiers",
+    "augmentation",
+    "head",
+    "fine_tune",
+    "scratch",
+    "explain",
+    "compare",
+)
 FIGURES = artifacts.RESULTS / "figures"
 TEXT = artifacts.LEADERBOARD.with_suffix(".md")
 MARKER = Path(".mlflow/tracked.json")
 # How long a pipeline waits for a store that answers slowly; the rest is for the command `sync`, which has no limit.
 SECONDS_FOR_MLFLOW = 300.0
-INPUTS = (str(artifacts.MANIFEST), str(artifacts.RUNS), str(artifacts.LEADERBOARD), str(artifacts.CALIBRATION),
-          str(TEXT), str(FIGURES))  # fmt: skip
+INPUTS = (
+    str(artifacts.MANIFEST),
+    str(artifacts.RUNS),
+    str(artifacts.LEADERBOARD),
+    str(artifacts.CALIBRATION),
+    str(TEXT),
+    str(FIGURES),
+)
 OUTPUTS = (str(MARKER),)
 
 
@@ -63,7 +88,7 @@ def collect(params: Params, board: Sequence[Mapping[str, Any]] | None = None) ->
     runs = {run.name: run for run in declared_runs(values)}
     if missing := sorted(runs.keys() - entries.keys()):
         raise artifacts.ArtifactError(f"{artifacts.LEADERBOARD} lacks {', '.join(missing)}: run `dvc repro`")
-    sha256 = identity.remembering()
+    sha256 = run_inputs.remembering()
     selected_by = params.block("selection", metrics.SelectionParams).metric
     return tracking.Comparison(
         dataset=tracking.dataset_name(values["dataset"]),
@@ -89,7 +114,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
     test = {name: score for name, score in entry["test"].items() if score["value"] is not None}
     return tracking.Method(
         record=record,
-        record_digest=identity.record_digest(directory),
+        record_digest=run_inputs.record_digest(directory),
         directory=directory,
         input_key=_input_key(run, record, params, sha256),
         validation=_validation(record, directory, params),
@@ -118,7 +143,7 @@ def _explained(run: Run, params: Params) -> tuple[Path, ...]:
     if run.name not in params.value("explain.runs") or not (directory / "explain.json").exists():
         return ()
     shown = artifacts.read_json(directory / "explain.json")["record"]
-    return tuple(sorted(directory.iterdir())) if shown == identity.record_digest(artifacts.RUNS / run.name) else ()
+    return tuple(sorted(directory.iterdir())) if shown == run_inputs.record_digest(artifacts.RUNS / run.name) else ()
 
 
 def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -151,7 +176,7 @@ def _validation(record: artifacts.Record, directory: Path, params: Params) -> tu
 def _input_key(run: Run, record: artifacts.Record, params: Params, sha256: Callable[[Path], str]) -> str | None:
     """Return the run's input key, or None where what it was computed from is not here: params.yaml has other values by
     now, or only the results were fetched."""
-    inputs = identity.inputs_of(run, params.declared())
+    inputs = run_inputs.inputs_of(run, params.declared())
     if inputs.params != record.parameters:
         return None
     try:

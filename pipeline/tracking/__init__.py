@@ -4,8 +4,8 @@
 a store shows the records and nothing else. Nothing here is an input of any result, and a store that cannot be reached
 is a `TrackingError`, never a failed stage.
 
-This package is the only importer of mlflow. Its ``serving.py`` is the code of the logged models: MLflow executes it,
-nothing here imports it.
+This package is the only importer of mlflow. The code of the logged models is `pipeline.serving.logged_model`: MLflow
+executes it, nothing here imports it.
 """
 
 from pipeline.tracking.audit import agrees, audit, moved
@@ -17,7 +17,24 @@ from pipeline.tracking.sync import Report, sync
 from pipeline.tracking.view import address
 
 __all__ = [
-    "SETTINGS", "Comparison", "DataSet", "Interval", "Live", "Method", "Report", "Score", "Store", "TrackingError",
-    "address", "agrees", "audit", "dataset_name", "experiment_name", "live", "locate", "moved", "scores",
+    "SETTINGS",
+    "Comparison",
+    "DataSet",
+    "Interval",
+    "Live",
+    "Method",
+    "Report",
+    "Score",
+    "Store",
+    "TrackingError",
+    "address",
+    "agrees",
+    "audit",
+    "dataset_name",
+    "experiment_name",
+    "live",
+    "locate",
+    "moved",
+    "scores",
     "sync",
-]  # fmt: skip
+]

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts
-from pipeline.findings import Finding
-from pipeline.progress import progress
-from pipeline.tracking import calls, claims, contents, moves, processes, store
+from pipeline.console.findings import Finding
+from pipeline.console.progress import progress
+from pipeline.core import artifacts
+from pipeline.tracking import artifact_locations, calls, claims, contents, processes, store
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method
 from pipeline.tracking.store import Connection, Store
@@ -51,11 +51,11 @@ def audit(place: Store, comparison: Comparison) -> list[Finding]:
 
 def moved(place: Store, check: str = "moved") -> list[Finding]:
     """Return a problem if a project was copied or moved, and its store does not know it yet. Raises sqlite3.Error."""
-    if not place.own or not (origins := moves.origins(place.database)):
+    if not place.own or not (origins := artifact_locations.original_projects(place.database)):
         return []
     message = (
         f"this project was copied or moved from {', '.join(origins)}, and its MLflow store still looks for artifacts "
-        "there; what is logged next puts that right"
+        "there; `sync` corrects the paths"
     )
     return [Finding("problem", check, message, SYNC)]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import provenance
+from pipeline.core import provenance
 from pipeline.tracking import contents
 from pipeline.tracking.store import Connection
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, provenance
+from pipeline.core import artifacts, provenance
 
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
@@ -117,9 +117,7 @@ def method_name(network: str, method: str) -> str:
 
 def method_tags(*, network: str, method: str, stage: str, dataset: str) -> dict[str, str]:
     """Return the tags that a run has from its first moment to its last."""
-    return {
-        "level": "method", "method": method, "stage": stage, "dataset": dataset, **network_tags(network, stage)
-    }  # fmt: skip
+    return {"level": "method", "method": method, "stage": stage, "dataset": dataset, **network_tags(network, stage)}
 
 
 def network_tags(network: str, stage: str) -> dict[str, str]:
@@ -151,8 +149,16 @@ def origin_tags(stage: str) -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
         # Of what decides a result. Outputs always differ from the commit while a pipeline runs.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "pipeline", "params.yaml", "dvc.yaml",
-                       "requirements.lock")  # fmt: skip
+        changed = _git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "pipeline",
+            "params.yaml",
+            "dvc.yaml",
+            "requirements.lock",
+        )
         tags |= {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": text(bool(changed))}
     return tags
 

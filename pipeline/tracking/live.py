@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline import artifacts, identity, provenance
-from pipeline.params import Run
-from pipeline.progress import say
-from pipeline.tracking import store
+from pipeline.console.progress import say
+from pipeline.core import artifacts, provenance
+from pipeline.core.params import Run
+from pipeline.tracking import run_inputs, store
 
 # How long a finished stage waits for its writer; a store that does not answer is given up sooner.
 SECONDS_TO_FLUSH = 30.0
@@ -28,7 +28,7 @@ SECONDS_TO_FLUSH = 30.0
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
-def live(*, dataset: str, run: Run, inputs: identity.Inputs) -> Live:
+def live(*, dataset: str, run: Run, inputs: run_inputs.Inputs) -> Live:
     """Return the log of a stage that is about to compute ``run``, a context manager around the stage."""
     return Live(dataset=dataset, run=run, inputs=inputs)
 
@@ -36,7 +36,7 @@ def live(*, dataset: str, run: Run, inputs: identity.Inputs) -> Live:
 class Live:
     """A `progress.Log` that reaches MLflow. Never raises; says on standard error, once, if logging failed."""
 
-    def __init__(self, *, dataset: str, run: Run, inputs: identity.Inputs):
+    def __init__(self, *, dataset: str, run: Run, inputs: run_inputs.Inputs):
         self._run = run
         self._begin = {"dataset": dataset, "run": dataclasses.asdict(run), "inputs": dataclasses.asdict(inputs)}
         self._writer: subprocess.Popen[str] | None = None
@@ -86,12 +86,12 @@ class Live:
                 said = output.strip().splitlines()[-1:] or [f"the writer ended with status {self._writer.returncode}"]
                 self._fail(said[0])
             for line in output.splitlines():
-                if line.startswith(store.SAID):
+                if line.startswith(store.MESSAGE):
                     say(line)
 
     def _digest(self, finished: bool) -> str | None:
         try:
-            return identity.record_digest(artifacts.RUNS / self._run.name) if finished else None
+            return run_inputs.record_digest(artifacts.RUNS / self._run.name) if finished else None
         except artifacts.ArtifactError:
             return None
 

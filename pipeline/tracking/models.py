@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import answers, artifacts, provenance
+from pipeline.core import artifacts, provenance
+from pipeline.serving import answers
 from pipeline.tracking import contents
 from pipeline.tracking.contents import Method
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "model"
 CALIBRATED_NAME = "model_calibrated"
 CALIBRATION = "model_calibration"  # a tag: which calibrator the newest model of a run applies
-SERVING = provenance.ROOT / "pipeline" / "tracking" / "serving.py"
+LOGGED_MODEL = provenance.ROOT / "pipeline" / "serving" / "logged_model.py"
 
 
 def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
@@ -42,10 +43,14 @@ def log(client: MlflowClient, experiment: str, run: Run, method: Method) -> str:
         return ""
     name = NAME if method.calibrator is None else CALIBRATED_NAME
     model = client.create_logged_model(
-        experiment, name, source_run_id=run.info.run_id, params=contents.parameters(method), model_type="classifier",
+        experiment,
+        name,
+        source_run_id=run.info.run_id,
+        params=contents.parameters(method),
+        model_type="classifier",
         tags={"method": method.record.method, **contents.network_tags(method.record.network, method.record.stage)}
         | ({CALIBRATION: calibration_digest(method)} if method.calibrator else {}),
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / NAME, run, method, model_id=model.model_id)
         client.log_model_artifacts(model.model_id, str(Path(folder) / NAME))
@@ -128,10 +133,10 @@ def requirements(method: Method) -> list[str]:
 
     MLflow would load the model to find out.
     """
-    modules = ["pipeline.predictor"]
+    modules = ["pipeline.serving.predictor"]
     if method.record.stage == "sweep":
-        modules.append(f"pipeline.classifiers.{method.record.method}")  # by name, so no import leads there
-    files = {SERVING, *(provenance.ROOT / file for name in modules for file in provenance.import_closure(name))}
+        modules.append(f"pipeline.classifiers.families.{method.record.method}")  # by name, so no import leads there
+    files = {LOGGED_MODEL, *(provenance.ROOT / file for name in modules for file in provenance.import_closure(name))}
     imported = {name for file in files for name in _imported_packages(file)}
     packages = {_canonical(package) for name in imported for package in _packages().get(name, ())}
     return sorted(f"{package}=={metadata.version(package)}" for package in packages)
@@ -174,7 +179,7 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
         warnings.simplefilter("ignore", UserWarning)
         pyfunc.save_model(
             str(path),
-            python_model=str(SERVING),
+            python_model=str(LOGGED_MODEL),
             artifacts=files,
             code_paths=[str(provenance.ROOT / "pipeline")],
             signature=signature(method.record.classes),
@@ -183,7 +188,7 @@ def _save(path: Path, run: Run, method: Method, *, model_id: str) -> None:
         )
     # MLflow adds where on this machine the files came from, which nobody reads again.
     flavor = model.flavors["python_function"]
-    flavor["model_code_path"] = SERVING.name
+    flavor["model_code_path"] = LOGGED_MODEL.name
     for file in flavor["artifacts"].values():
         file["uri"] = file["path"]
     model.save(str(path / "MLmodel"))

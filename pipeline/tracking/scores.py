@@ -58,9 +58,12 @@ def _methods(connection: Connection) -> list[Run]:
     token = None
     while True:
         page = connection.client.search_runs(
-            [connection.experiment], "tags.level = 'method'", run_view_type=ViewType.ALL, max_results=1000,
+            [connection.experiment],
+            "tags.level = 'method'",
+            run_view_type=ViewType.ALL,
+            max_results=1000,
             page_token=token,
-        )  # fmt: skip
+        )
         found += page
         token = page.token
         if not token:

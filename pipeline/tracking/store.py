@@ -23,9 +23,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 import filelock
 
-from pipeline.errors import BakeoffError
-from pipeline.progress import say
-from pipeline.tracking import moves, view
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import say
+from pipeline.tracking import artifact_locations, view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SQLITE = "sqlite:///"
-SAID = "MLflow: "  # how a line starts that is for the person who runs a stage
+MESSAGE = "MLflow: "  # how a line starts that is for the person who runs a stage
 HTTP = ("http://", "https://")
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_LOCK = 120
@@ -82,7 +82,7 @@ class Store:
     @property
     def artifacts(self) -> str | None:
         """Where the artifacts of an SQLite store lie, as a URI. Other stores choose for themselves."""
-        return (self.database.parent / moves.ARTIFACTS).as_uri() if self.database else None
+        return (self.database.parent / artifact_locations.ARTIFACTS).as_uri() if self.database else None
 
     @property
     def file(self) -> tuple[int, int] | None:
@@ -190,7 +190,7 @@ def locate(environ: Mapping[str, str] = os.environ) -> Store:
     ``dvc exp run --temp``: all experiments meet in one store.
     """
     root = Path(environ.get("DVC_ROOT") or ".").absolute()
-    own = Store.at(root / moves.FOLDER / "mlflow.db", own=True)
+    own = Store.at(root / artifact_locations.FOLDER / "mlflow.db", own=True)
     named = Store(environ.get("MLFLOW_TRACKING_URI") or own.uri)
     return own if named.database == own.database else named
 
@@ -207,9 +207,9 @@ def connect(store: Store, experiment: str, *, seconds: float | None = None) -> C
         _check(store)
         if store.database is not None:
             _make(store, store.database)
-        if store.own and (origins := moves.bring_home(store.database)):
+        if store.own and (origins := artifact_locations.correct(store.database)):
             say(
-                f"{SAID}this project was copied or moved from {', '.join(origins)}; its store now looks for all "
+                f"{MESSAGE}this project was copied or moved from {', '.join(origins)}; its store now looks for all "
                 f"artifacts in {store.database.parent}"
             )
         from mlflow import MlflowClient

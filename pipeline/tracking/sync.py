@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, provenance
-from pipeline.progress import progress, say
+from pipeline.console.progress import progress, say
+from pipeline.core import artifacts, provenance
 from pipeline.tracking import calls, claims, contents, models, processes, store, view
 from pipeline.tracking.calls import tag
 from pipeline.tracking.contents import Comparison, Method, text
@@ -270,15 +270,32 @@ class _Sync:
 
     def create_candidate(self, method: Method, parent: Run, index: int) -> Run:
         record, candidate = method.record, method.record.candidates[index]
-        shared = ("method", "stage", "network", "backbone", "dataset", "environment", "input_key", "dvc_experiment",
-                  "git_commit", "git_dirty", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit",
-                  "mlflow.user")  # fmt: skip
+        shared = (
+            "method",
+            "stage",
+            "network",
+            "backbone",
+            "dataset",
+            "environment",
+            "input_key",
+            "dvc_experiment",
+            "git_commit",
+            "git_dirty",
+            "mlflow.source.name",
+            "mlflow.source.type",
+            "mlflow.source.git.commit",
+            "mlflow.user",
+        )
         tags = {name: parent.data.tags[name] for name in shared if name in parent.data.tags}
         tags |= {
-            contents.PARENT: parent.info.run_id, "level": "candidate", "candidate": str(index),
-            "record": method.record_digest, "selected": text(index == record.selected),
-            "converged": text(candidate.converged), "current": "true",
-        }  # fmt: skip
+            contents.PARENT: parent.info.run_id,
+            "level": "candidate",
+            "candidate": str(index),
+            "record": method.record_digest,
+            "selected": text(index == record.selected),
+            "converged": text(candidate.converged),
+            "current": "true",
+        }
         tags |= {f"note.{name}": value for name, value in candidate.notes.items() if isinstance(value, str)}
         return self.client.create_run(
             self.connection.experiment,

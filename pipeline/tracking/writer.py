@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline import identity, provenance
-from pipeline.params import Run
-from pipeline.tracking import calls, claims, contents, processes, store
+from pipeline.core import provenance
+from pipeline.core.params import Run
+from pipeline.tracking import calls, claims, contents, processes, run_inputs, store
 from pipeline.tracking.store import Connection
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 def main(lines: Iterable[str]) -> int:
     messages = received(lines)
     begin = next(filter(None, messages))[0]
-    inputs = identity.Inputs(**{**begin["inputs"], "paths": tuple(begin["inputs"]["paths"])})
+    inputs = run_inputs.Inputs(**{**begin["inputs"], "paths": tuple(begin["inputs"]["paths"])})
     place = store.locate()
     try:
         key = inputs.key()

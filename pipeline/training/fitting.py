@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import networks
-from pipeline.errors import BakeoffError
-from pipeline.params import Block
-from pipeline.progress import SECONDS_BETWEEN_LINES, Log, say
-from pipeline.seeds import generator
+from pipeline.console.errors import BakeoffError
+from pipeline.console.progress import SECONDS_BETWEEN_LINES, Log, say
+from pipeline.core.params import Block
+from pipeline.core.seeds import generator
+from pipeline.networks import graphs
 from pipeline.training import optimizers
 from pipeline.training.optimizers import OptimizerParams, Pace
 
@@ -101,7 +101,7 @@ def prepare(*, threads: int, seed: int) -> None:
 
     What came before in the process leaves no trace: not in what is drawn, nor in the names of layers.
     """
-    networks.start_tensorflow(threads=threads)
+    graphs.start_tensorflow(threads=threads)
     import keras
     import tensorflow as tf
 
@@ -253,8 +253,10 @@ def _reporter(epochs: int, log: Log) -> keras.callbacks.Callback:
             if now - self.shown >= SECONDS_BETWEEN_LINES and batch + 1 < total:
                 self.shown = now
                 left = (now - self.started) / (batch + 1) * (total - batch - 1)
-                say(f"  epoch {self.epoch + 1}/{epochs}: batch {batch + 1}/{total}, loss {logs['loss']:.4f}, "
-                    f"about {left:.0f} s left in this epoch")  # fmt: skip
+                say(
+                    f"  epoch {self.epoch + 1}/{epochs}: batch {batch + 1}/{total}, loss {logs['loss']:.4f}, "
+                    f"about {left:.0f} s left in this epoch"
+                )
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             logs["learning_rate"] = float(self.model.optimizer.learning_rate)

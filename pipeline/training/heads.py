@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pipeline import networks
+from pipeline.networks import graphs
 from pipeline.training.fitting import FitParams, Positive, TrainingError
 from pipeline.training.optimizers import Share
 
@@ -20,14 +20,14 @@ class HeadParams(FitParams):
     ``output``: softmax, a unit a class | sigmoid, one unit, for two classes.
     """
 
-    pooling: networks.Pooling
+    pooling: graphs.Pooling
     hidden_units: list[Positive]
     activation: Literal["relu", "elu", "gelu", "selu", "silu", "tanh"]
     dropout: Share
     output: Literal["softmax", "sigmoid"]
 
 
-def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: networks.Pooling) -> keras.Model:
+def pooled(network: keras.Model, spec: graphs.NetworkSpec, pooling: graphs.Pooling) -> keras.Model:
     """Return the part of a stored network up to its last feature map, pooled: pixels -> float32 (batch, width).
 
     Where the network averages that map itself, its own layer does so here: what the feature store knows of it is known
@@ -35,12 +35,12 @@ def pooled(network: keras.Model, spec: networks.NetworkSpec, pooling: networks.P
     """
     import keras
 
-    feature_map = networks.find_layer(network, spec.map_layer)
-    own = networks.find_layer(network, spec.feature_layer)
+    feature_map = graphs.find_layer(network, spec.map_layer)
+    own = graphs.find_layer(network, spec.feature_layer)
     averages = isinstance(own, keras.layers.GlobalAveragePooling2D) and not own.keepdims
     if pooling == "avg" and averages and own.input is feature_map.output:
-        return networks.cut(network, spec.feature_layer)
-    return networks.pooled(network, [networks.PooledLayer(spec.map_layer, pooling)])
+        return graphs.cut(network, spec.feature_layer)
+    return graphs.pooled(network, [graphs.PooledLayer(spec.map_layer, pooling)])
 
 
 def add_head(trunk: keras.Model, *, n_classes: int, params: HeadParams) -> keras.Model:

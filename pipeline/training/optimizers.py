@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.params import Block
+from pipeline.core.params import Block
 
 if TYPE_CHECKING:
     import keras

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.networks import NetworkSpec
-from pipeline.params import Block
+from pipeline.core.params import Block
+from pipeline.networks.graphs import NetworkSpec
 from pipeline.training.fitting import FitParams, Positive, TrainingError
 from pipeline.training.optimizers import Pace
 

@@ -1,0 +1,1 @@
+"""The families of classical classifiers, one module each."""

@@ -1,0 +1,1 @@
+"""Which candidates of a family are tried, and what every family takes and returns."""

@@ -1,0 +1,1 @@
+"""What several families of classifiers share: solvers, kernels, sigmoids and trees."""

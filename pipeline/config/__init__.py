@@ -1,0 +1,1 @@
+"""All of params.yaml: checked as a whole, edited in place, and filled from recipes."""

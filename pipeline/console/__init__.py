@@ -1,0 +1,1 @@
+"""What a person reads while the pipeline runs: errors, progress, findings and facts of the machine."""

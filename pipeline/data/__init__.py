@@ -1,0 +1,1 @@
+"""Which images there are, which label each has, and which part of the split it belongs to."""

@@ -1,0 +1,1 @@
+"""Saved predictions to numbers: metrics, intervals, calibration, ensembles and the comparison."""

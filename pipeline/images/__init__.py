@@ -1,0 +1,1 @@
+"""Image files to arrays of pixels, and views of them by augmentation."""

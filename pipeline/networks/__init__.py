@@ -1,0 +1,1 @@
+"""Keras networks: pretrained ones, small ones without pretraining, and what is known of a network without data."""

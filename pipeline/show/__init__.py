@@ -1,0 +1,1 @@
+"""Figures and tables: everything that is drawn or worded from the results."""
