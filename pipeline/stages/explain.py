@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.console.progress import Log, say
-from pipeline.core import artifacts
+from pipeline.core import artifacts, run_identity
 from pipeline.core.params import Params, ParamsError
 from pipeline.core.seeds import generator
 from pipeline.explain import saliency
 from pipeline.images import decode
 from pipeline.networks import graphs, imagenet
 from pipeline.show import explain_figures
-from pipeline.tracking import run_inputs
 
 READS = ("seed", "compute.threads", *(f"explain.{key}" for key in saliency.ExplainParams.model_fields))
 INPUTS = (str(artifacts.MANIFEST), str(artifacts.SPLIT / "validation"), "results/runs/{run}")
@@ -77,7 +76,7 @@ def main(params: Params, *, run: str, log: Log) -> None:
         about = {
             "run": run,
             "ablation": record.ablation,
-            "record": run_inputs.record_digest(artifacts.RUNS / run),
+            "record": run_identity.record_digest(artifacts.RUNS / run),
             "heat_maps": _heat_maps(subject, explain, directory / "gradcam.png"),
             "kernels": _kernels(subject, directory / "filters.png"),
             "textbook": _textbook(subject, directory / "textbook.png"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.console.progress import Log, say
-from pipeline.core import artifacts, provenance
+from pipeline.core import artifacts, provenance, run_identity
 from pipeline.core.params import Params, Run, declared_runs
 from pipeline.evaluation import metrics
 from pipeline.tracking import run_inputs
@@ -114,7 +114,7 @@ def _method(run: Run, entry: Mapping[str, Any], params: Params, sha256: Callable
     test = {name: score for name, score in entry["test"].items() if score["value"] is not None}
     return tracking.Method(
         record=record,
-        record_digest=run_inputs.record_digest(directory),
+        record_digest=run_identity.record_digest(directory),
         directory=directory,
         input_key=_input_key(run, record, params, sha256),
         validation=_validation(record, directory, params),
@@ -143,7 +143,7 @@ def _explained(run: Run, params: Params) -> tuple[Path, ...]:
     if run.name not in params.value("explain.runs") or not (directory / "explain.json").exists():
         return ()
     shown = artifacts.read_json(directory / "explain.json")["record"]
-    return tuple(sorted(directory.iterdir())) if shown == run_inputs.record_digest(artifacts.RUNS / run.name) else ()
+    return tuple(sorted(directory.iterdir())) if shown == run_identity.record_digest(artifacts.RUNS / run.name) else ()
 
 
 def _spread(entry: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:

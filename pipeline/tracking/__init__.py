@@ -4,8 +4,8 @@
 a store shows the records and nothing else. Nothing here is an input of any result, and a store that cannot be reached
 is a `TrackingError`, never a failed stage.
 
-This package is the only importer of mlflow. The code of the logged models is `pipeline.serving.logged_model`: MLflow
-executes it, nothing here imports it.
+mlflow is imported here and in `pipeline.serving.logged_model` alone. That is the code of the logged models: MLflow
+executes it, and nothing imports it.
 """
 
 from pipeline.tracking.audit import agrees, audit, moved

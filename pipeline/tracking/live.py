@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.console.progress import say
-from pipeline.core import artifacts, provenance
+from pipeline.core import artifacts, provenance, run_identity
 from pipeline.core.params import Run
 from pipeline.tracking import run_inputs, store
 
@@ -91,7 +91,7 @@ class Live:
 
     def _digest(self, finished: bool) -> str | None:
         try:
-            return run_inputs.record_digest(artifacts.RUNS / self._run.name) if finished else None
+            return run_identity.record_digest(artifacts.RUNS / self._run.name) if finished else None
         except artifacts.ArtifactError:
             return None
 

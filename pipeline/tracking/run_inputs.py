@@ -72,9 +72,3 @@ def inputs_of(run: Run, values: Mapping[str, Any]) -> Inputs:
         paths=tuple(provenance.resolve(module.INPUTS, item=item, values=values)),
         modules=tuple(modules),
     )
-
-
-def record_digest(directory: Path) -> str:
-    """Return the identity of a finished run: one SHA-256 of its record and predictions."""
-    files = ("record.json", "predictions.npz")
-    return provenance.digest({name: artifacts.sha256_path(directory / name) for name in files})

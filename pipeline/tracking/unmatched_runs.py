@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.console.findings import Finding
 from pipeline.console.progress import progress
-from pipeline.core import artifacts
-from pipeline.tracking import calls, claims, contents, run_inputs, store
+from pipeline.core import artifacts, run_identity
+from pipeline.tracking import calls, claims, contents, store
 from pipeline.tracking.audit import EVIDENCE, SYNC, UNFINISHED, agrees, deletion, named, some
 from pipeline.tracking.calls import method_name, tag
 from pipeline.tracking.contents import Comparison, Method
@@ -135,7 +135,7 @@ class _Strangers:
         with tempfile.TemporaryDirectory(prefix="bakeoff-") as folder:
             for name in EVIDENCE:
                 client.download_artifacts(run.info.run_id, name, folder)
-            if run_inputs.record_digest(Path(folder)) != tag(run, "record"):
+            if run_identity.record_digest(Path(folder)) != tag(run, "record"):
                 raise artifacts.ArtifactError("another")
             record, predictions = (Path(folder) / name for name in EVIDENCE)
             return Carried(artifacts.read_record(record), artifacts.read_predictions(predictions))

@@ -13,11 +13,10 @@ from PIL import Image
 
 from pipeline.console.errors import BakeoffError
 from pipeline.console.progress import NoLog
-from pipeline.core import artifacts, params
+from pipeline.core import artifacts, params, run_identity
 from pipeline.networks import graphs
 from pipeline.show import explain_figures
 from pipeline.stages import explain
-from pipeline.tracking import run_inputs
 
 RUN = "tiny-scratch"
 FILES = {"activations.png", "explain.json", "filters.png", "gradcam.png", "patterns.png", "textbook.png"}
@@ -130,7 +129,7 @@ def test_the_pages_show_what_was_chosen_from_validation_and_have_the_same_bytes_
     assert [each["probability"] for each in about["heat_maps"]["images"]] == [0.9, 0.9, 0.75, 0.75, 0.8, 0.8]
     assert all(each["path"].startswith("validation/") for each in about["heat_maps"]["images"])
     assert about["heat_maps"]["layer"] == "conv_2"
-    assert about["record"] == run_inputs.record_digest(artifacts.RUNS / RUN)
+    assert about["record"] == run_identity.record_digest(artifacts.RUNS / RUN)
     assert about["feature_maps"]["images"] == {label: f"validation/{label}/2.png" for label in CLASSES}
     assert [layer["name"] for layer in about["feature_maps"]["layers"]] == ["conv", "conv_2"]
     made = [entry for layer in about["patterns"]["layers"] for entry in layer["filters"]]

@@ -36,7 +36,7 @@ from pipeline.audits.health import stores
 from pipeline.classifiers import table
 from pipeline.commands import ui
 from pipeline.console.progress import NoLog
-from pipeline.core import artifacts, provenance
+from pipeline.core import artifacts, provenance, run_identity
 from pipeline.core.params import Params, Run
 from pipeline.evaluation import metrics
 from pipeline.networks import graphs
@@ -120,7 +120,7 @@ def method(run: Run, *, champion: bool = False, input_key: str | None = None) ->
     labels = np.arange(20) % 2
     return tracking.Method(
         record=artifacts.read_record(directory / "record.json"),
-        record_digest=run_inputs.record_digest(directory),
+        record_digest=run_identity.record_digest(directory),
         directory=directory.absolute(),
         input_key=input_key or f"key of {run.name}",
         validation=tuple(metrics.compute(candidate, labels, positive=0) for candidate in predictions.validation),
@@ -1187,7 +1187,7 @@ def test_a_run_of_other_params_is_not_shown_as_computed_from_todays(
 
 def test_pages_of_what_a_network_sees_are_shown_with_the_training_that_they_show(tracked: Params) -> None:
     for run in RUNS:  # of these, only the head is to be explained
-        about = {"record": run_inputs.record_digest(artifacts.RUNS / run.name)}
+        about = {"record": run_identity.record_digest(artifacts.RUNS / run.name)}
         artifacts.write_json(artifacts.RESULTS / "explain" / run.name / "explain.json", about)
     explained = artifacts.RESULTS / "explain" / "lite0-head"
     (explained / "gradcam.png").write_bytes(b"png")

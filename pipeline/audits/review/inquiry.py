@@ -14,8 +14,7 @@ from pipeline.audits.review.replay import Replay
 from pipeline.audits.review.sides import Sides
 from pipeline.audits.review.tolerance import ToleranceParams
 from pipeline.audits.review.verdicts import Metric, Output, ReviewParams, Truth
-from pipeline.core import artifacts
-from pipeline.tracking import run_inputs
+from pipeline.core import artifacts, run_identity
 
 LEADERBOARD = artifacts.LEADERBOARD.as_posix()
 SUMMARY = artifacts.LEADERBOARD.with_name("metrics.json").as_posix()
@@ -163,7 +162,7 @@ def records(sides: Sides, outputs: Sequence[Output]) -> dict[str, tuple[str, str
     for one in outputs:
         place = sides.claimed_path(one.path)
         if place and (place / verdicts.RECORD).is_file():
-            found[verdicts.run_name(one.path)] = (run_inputs.record_digest(place), one.verdict)
+            found[verdicts.run_name(one.path)] = (run_identity.record_digest(place), one.verdict)
     return found
 
 
@@ -206,7 +205,7 @@ def _recorded(
     """Return, for every environment in which MLflow saw the claim of a stage being computed, how it differs in what the
     stage needs."""
     places = [sides.claimed_path(path) for path in stage.outs]
-    digests = [run_inputs.record_digest(place) for place in places if place and (place / verdicts.RECORD).is_file()]
+    digests = [run_identity.record_digest(place) for place in places if place and (place / verdicts.RECORD).is_file()]
     seen = witness(digests) if digests else {}
     return [environments.from_record(one, environment, needed) for found in seen.values() for one in found]
 

@@ -17,7 +17,7 @@ import yaml
 from pipeline import tracking
 from pipeline.audits.review import causes, clones, locks, replay, report, verdicts
 from pipeline.commands import review as review_command
-from pipeline.core import provenance
+from pipeline.core import provenance, run_identity
 from pipeline.tracking import reviews
 from tests import reviewed
 from tests.reviewed import MANIFEST, RUN, commit, edit, forge, git, kinds, repro, verdicts_of
@@ -488,13 +488,13 @@ def test_the_command_writes_a_review_to_sign_and_does_not_overwrite_a_signed_one
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's database warns of its own old habits
 def test_the_command_attaches_its_review_to_the_runs_of_the_records(here, capsys, monkeypatch, tmp_path):
-    from pipeline.tracking import run_inputs, store
+    from pipeline.tracking import store
 
     place = tracking.Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     dataset = tracking.dataset_name({"source": "folder", "path": "data/labels.txt"})
     connection = store.connect(place, tracking.experiment_name(dataset))
-    record = run_inputs.record_digest(here / reviewed.RUN)
+    record = run_identity.record_digest(here / reviewed.RUN)
     tags = {"level": "method", "stage": "sweep", "network": "net", "method": "svm"}
     runs = [
         connection.client.create_run(connection.experiment, tags=tags | {"record": digest})
